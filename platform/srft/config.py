@@ -1,0 +1,305 @@
+"""One run as data: frozen, keyword-only dataclasses with checked ranges, and their JSON and flat forms.
+
+A run is a :class:`TrainConfig`. Its flat form (``{"srft.rank": 16, ...}``) is what searches sample, MLflow stores as params and
+the command line overrides; :func:`from_flat` is strict, so a misspelt key is an error that lists the known ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+Schedule = Literal["power", "constant", "linear", "cosine", "exponential", "step"]
+TangentMode = Literal["penalty", "proximal", "projection"]
+PriorScale = Literal["global", "group"]
+TransferSource = Literal["adam", "two_step"]
+FisherType = Literal["empirical", "mc"]
+Paradigm = Literal["full", "srft", "head"]
+Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
+Preset = Literal["tiny", "small", "base", "base_384"]
+
+__all__ = ["ConfigError", "DataConfig", "OptimConfig", "SRFTConfig", "TrackerConfig", "TrainConfig", "from_flat", "load", "to_flat"]
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range; the message names key, value and remedy."""
+
+
+def _check(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerConfig:
+    """The network: its size is a preset, see ``srft.model.tracker.PRESETS``."""
+
+    preset: Preset = "tiny"
+    """Size of backbone and inputs."""
+    pretrained: str = "tiny_rgb"
+    """Weights of the RGB tracker that tuning starts from: the name of a shipped file or a path to a safetensors file."""
+    freeze_head: bool = True
+    """Keep the box head as pre-trained, its normalization statistics included."""
+
+    def __post_init__(self) -> None:
+        _check(self.preset in get_args(Preset), "tracker.preset", self.preset, f"one of {get_args(Preset)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which sequences, and how template/search pairs are drawn from them."""
+
+    modality: Modality = "rgbe"
+    """Auxiliary modality of the target domain."""
+    train_sequences: int = 24
+    """Synthetic target-domain sequences to train on."""
+    val_sequences: int = 12
+    """Synthetic target-domain sequences that choose checkpoints and trials; never the test sequences."""
+    test_sequences: int = 24
+    """Synthetic target-domain sequences that are scored once, at the end."""
+    source_sequences: int = 16
+    """Held-out RGB sequences of the source domain: what the tracker must not forget."""
+    length: int = 32
+    """Frames per synthetic sequence."""
+    world_seed: int = 7
+    """Seed of the procedural world (objects, backgrounds, motion), apart from the run's own seed."""
+    max_gap: int = 24
+    """Largest number of frames between template and search frame of a pair."""
+    center_jitter: float = 3.0
+    """Search-crop shift, in target sizes times half, uniform."""
+    scale_jitter: float = 0.25
+    """Search-crop scale, standard deviation of the logarithm."""
+
+    def __post_init__(self) -> None:
+        _check(self.modality in get_args(Modality), "data.modality", self.modality, f"one of {get_args(Modality)}")
+        for name in ("train_sequences", "val_sequences", "test_sequences", "source_sequences"):
+            _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        _check(self.length >= 8, "data.length", self.length, "at least 8 frames")
+        _check(1 <= self.max_gap, "data.max_gap", self.max_gap, "at least 1 frame")
+        _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
+        _check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRFTConfig:
+    """The method. Symbols in brackets are those of the documentation."""
+
+    rank: int = 16
+    """Eigenpairs of the prior kept per operation [K]; 0 keeps none."""
+    kappa: float = 1.0
+    """Shape of the hand-over from prior to transfer sensitivity [kappa]."""
+    schedule: Schedule = "power"
+    """Prior weight over progress [w(t)]."""
+    prior_strength: float = 100.0
+    """Weight of the tangent-space term [lambda_p]; 0 disables it."""
+    damping_strength: float = 0.0
+    """Weight of the element-wise damping [lambda_d], 0 to 1; 0 disables it."""
+    damping_range: tuple[float, float] = (0.25, 0.65)
+    """Damping of the least and of the most sensitive element [m_min, m_max]."""
+    mode: TangentMode = "penalty"
+    """How the tangent-space term acts on the step."""
+    scale: PriorScale = "global"
+    """What makes eigenvalues dimensionless: the mean top eigenvalue of all operations, or each operation's own."""
+    transfer: TransferSource = "adam"
+    """Running mean of squared gradients: the optimizer's second moment, or the mean of this and the last step."""
+    fisher: FisherType = "empirical"
+    """Gradients of the prior: of the loss at the annotated box, or at a label drawn from the model's own score map."""
+    fisher_samples: int = 256
+    """RGB pairs of the source domain that the prior is estimated from [N]."""
+    refresh: int = 10
+    """Steps between two refreshes of the transfer statistics [R]."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.rank <= 1024, "srft.rank", self.rank, "0 to 1024")
+        _check(self.kappa > 0 and math.isfinite(self.kappa), "srft.kappa", self.kappa, "a positive number")
+        _check(self.prior_strength >= 0, "srft.prior_strength", self.prior_strength, "at least 0")
+        _check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
+        low, high = self.damping_range
+        _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
+        _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
+        _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
+        for name, choices in (("schedule", Schedule), ("mode", TangentMode), ("scale", PriorScale), ("transfer", TransferSource), ("fisher", FisherType)):
+            _check(getattr(self, name) in get_args(choices), f"srft.{name}", getattr(self, name), f"one of {get_args(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer, batch and length of the run."""
+
+    lr: float = 3e-4
+    """Peak learning rate; falls to zero along a half cosine."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down. 0 disables it."""
+    batch_size: int = 16
+    """Pairs per step, over all workers together."""
+    epochs: int = 4
+    """Validations and checkpoints per run."""
+    steps_per_epoch: int = 40
+    """Optimizer steps per epoch."""
+    warmup: float = 0.05
+    """Share of all steps over which the learning rate rises from zero."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.lr < 1, "optim.lr", self.lr, "between 0 and 1")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "at least 0")
+        for name in ("batch_size", "epochs", "steps_per_epoch"):
+            _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "at least 1")
+        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to 1")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One fine-tuning run, complete."""
+
+    name: str = "run"
+    """What the run is called; with the hash of everything else it is the run's identity."""
+    paradigm: Paradigm = "srft"
+    """What trains and how: everything plainly (full), everything regularized (srft), or the box head alone (head)."""
+    seed: int = 0
+    """Batch order, augmentation and initialization of new parameters."""
+    workers: int = 1
+    """Training processes; one trains in the calling process, more are a Ray Train run."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    srft: SRFTConfig = field(default_factory=SRFTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name) and "/" not in self.name, "name", self.name, "a non-empty name without '/'")
+        _check(self.paradigm in get_args(Paradigm), "paradigm", self.paradigm, f"one of {get_args(Paradigm)}")
+        _check(self.workers >= 1, "workers", self.workers, "at least 1")
+        _check(
+            self.optim.batch_size % self.workers == 0,
+            "optim.batch_size",
+            self.optim.batch_size,
+            f"a multiple of the {self.workers} workers",
+        )
+
+    def digest(self) -> str:
+        """Eight hex digits that change whenever any setting but the name and the number of workers does."""
+        flat = {key: value for key, value in to_flat(self).items() if key not in ("name", "workers")}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def to_flat(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as one level of dotted keys.
+
+    Args:
+        config: a run.
+
+    Returns:
+        ``{"optim.lr": 3e-4, ...}``, JSON types only (tuples become lists).
+    """
+
+    def walk(value: Any, prefix: str) -> dict[str, Any]:
+        if dataclasses.is_dataclass(value):
+            out: dict[str, Any] = {}
+            for f in dataclasses.fields(value):
+                out |= walk(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)
+            return out
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+
+    return walk(config, "")
+
+
+def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, source: str = "configuration") -> TrainConfig:
+    """A configuration from dotted keys.
+
+    Args:
+        values: dotted keys and their values; keys left out keep the base's value.
+        base: what to start from; the defaults when None.
+        source: where the values come from, for error messages.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or is out of range.
+    """
+    base = base or TrainConfig()
+    known = to_flat(base)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{source}: unknown key {', '.join(unknown)}; known keys are {', '.join(sorted(known))}")
+
+    def build(current: Any, prefix: str) -> Any:
+        changes: dict[str, Any] = {}
+        hints = get_type_hints(type(current))
+        for f in dataclasses.fields(current):
+            key = f"{prefix}.{f.name}" if prefix else f.name
+            value = getattr(current, f.name)
+            if dataclasses.is_dataclass(value):
+                if any(k.startswith(f"{key}.") for k in values):
+                    changes[f.name] = build(value, key)
+            elif key in values:
+                changes[f.name] = _cast(key, values[key], hints[f.name])
+        return dataclasses.replace(current, **changes)
+
+    try:
+        return build(base, "")
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _cast(key: str, value: Any, kind: Any) -> Any:
+    def wrong(expected: str) -> ConfigError:
+        return ConfigError(f"{key} is {value!r} ({type(value).__name__}); expected {expected}")
+
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
+            raise wrong("a whole number")
+        return int(value)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong("a number")
+        return float(value)
+    if kind == tuple[float, float]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise wrong("two numbers")
+        return float(value[0]), float(value[1])
+    if not isinstance(value, str):
+        raise wrong("a word")
+    return value
+
+
+def load(path: str | Path, base: TrainConfig | None = None) -> TrainConfig:
+    """Read a configuration written as flat JSON.
+
+    Args:
+        path: the JSON file.
+        base: what keys left out are taken from; the defaults when None.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds an unknown key or a value out of range.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; write one with json.dump(srft.config.to_flat(config), file)") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}; expected one JSON object of dotted keys")
+    return from_flat(values, base, source=str(path))

@@ -1,0 +1,77 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srft.config import ConfigError, SRFTConfig, TrainConfig, from_flat, load, to_flat
+
+
+def test_flat_form_is_json_and_round_trips():
+    config = from_flat({"srft.rank": 4, "optim.lr": 1e-3, "srft.damping_range": [0.1, 0.2]})
+    again = from_flat(json.loads(json.dumps(to_flat(config))))
+    assert again == config
+    assert again.srft.damping_range == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"srft.rnk": 4}, ["srft.rnk", "srft.rank"]),
+        ({"srft.rank": -1}, ["srft.rank", "-1", "0 to 1024"]),
+        ({"srft.rank": 2.5}, ["srft.rank", "2.5", "whole number"]),
+        ({"srft.rank": True}, ["srft.rank", "whole number"]),
+        ({"srft.schedule": "sigmoid"}, ["srft.schedule", "sigmoid", "cosine"]),
+        ({"srft.damping_range": [0.9, 0.1]}, ["srft.damping_range", "0.9"]),
+        ({"optim.lr": "fast"}, ["optim.lr", "fast", "number"]),
+        ({"data.modality": "lidar"}, ["data.modality", "lidar", "rgbe"]),
+        ({"workers": 3}, ["optim.batch_size", "16", "3 workers"]),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_with_key_value_and_remedy(values, words):
+    with pytest.raises(ConfigError) as caught:
+        from_flat(values, source="sweep.json")
+    message = str(caught.value)
+    assert message.startswith("sweep.json: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json"):
+        load(tmp_path / "none.json")
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"optim.lr": 1e-3,\n oops}')
+    with pytest.raises(ConfigError, match=r"bad\.json, line 2"):
+        load(bad)
+    bad.write_text("[1]")
+    with pytest.raises(ConfigError, match="one JSON object"):
+        load(bad)
+    bad.write_text(json.dumps({"optim.lr": 1e-3}))
+    assert load(bad).optim.lr == 1e-3
+
+
+@given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - {"name", "workers"})))
+def test_digest_follows_every_setting_but_name_and_workers(key):
+    base = TrainConfig()
+    value = to_flat(base)[key]
+    alternatives = {
+        "paradigm": "full", "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
+        "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
+        "srft.damping_range": [0.2, 0.3], "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
+    }  # fmt: skip
+    if key in alternatives:
+        other = alternatives[key]
+    elif isinstance(value, bool):
+        other = not value
+    else:
+        other = value + 1
+    assert from_flat({key: other}).digest() != base.digest()
+    assert from_flat({"name": "x", "workers": 2}).digest() == base.digest()
+
+
+def test_configurations_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SRFTConfig().rank = 3
