@@ -1,0 +1,108 @@
+"""Tensor side of ``srft.method.sparsity``: counting magnitudes and looking up ranks, without a sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srft.method.histogram import BINS, MANTISSA_BITS, TABLE_BITS, Histogram, RankTable
+
+__all__ = ["TensorRanks", "histogram_of", "tensor_ranks"]
+
+CHUNK = 1 << 16
+"""Elements per pass on a CPU, so that temporaries stay in its cache."""
+
+
+def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
+    """Ranges to work through: cache-sized on a CPU, everything at once elsewhere.
+
+    Args:
+        numel: number of elements.
+        device: where they are.
+
+    Returns:
+        Pairs of start and stop.
+    """
+    size = CHUNK if device.type == "cpu" else max(numel, 1)
+    return [(start, min(start + size, numel)) for start in range(0, numel, size)]
+
+
+def histogram_of(magnitudes: Tensor, name: str = "tensor") -> Histogram:
+    """Count magnitudes by their leading bits.
+
+    Args:
+        magnitudes: any shape and floating type, not negative.
+        name: for the error message.
+
+    Returns:
+        The histogram.
+
+    Raises:
+        ValueError: a value is negative, NaN or infinite.
+    """
+    bits = magnitudes.detach().to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS)
+    if len(bits) == 0:
+        return Histogram.of_counts(np.zeros(0, np.int64))
+    low, high = (int(extreme) for extreme in bits.aminmax())
+    # A float's sign is its highest bit; NaN and infinity lie above every finite float.
+    if low < 0 or high >= BINS:
+        bad, negative = int((bits >= BINS).sum()), int((bits < 0).sum())
+        raise ValueError(
+            f"{name}: {bad} of {len(bits)} values are NaN or infinite and {negative} negative; expected finite magnitudes: "
+            "lower the learning rate or clip gradients"
+        )
+    return Histogram.of_counts(torch.bincount(bits.sub_(low)).cpu().numpy(), low)
+
+
+class TensorRanks:
+    """A rank table on a device."""
+
+    def __init__(self, first: int, ranks: Tensor) -> None:
+        """Keep the table.
+
+        Args:
+            first: shifted bits that ``ranks[0]`` belongs to.
+            ranks: ``[T]``, what is looked up.
+        """
+        self.first = first
+        self.ranks = ranks
+
+    def lookup(self, magnitudes: Tensor) -> Tensor:
+        """Entry of each magnitude.
+
+        Args:
+            magnitudes: any shape, float32 (other types are converted), not negative.
+
+        Returns:
+            Entries in the same shape: permuting the magnitudes permutes them.
+        """
+        bits = magnitudes.to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS - TABLE_BITS)
+        index = bits.sub_(self.first).clamp_(0, len(self.ranks) - 1)
+        return self.ranks.index_select(0, index).view(magnitudes.shape)
+
+    def affine(self, scale: float, shift: float) -> TensorRanks:
+        """The table with every entry scaled and shifted: the lookup then does it for free.
+
+        Args:
+            scale: multiplies each entry.
+            shift: added afterwards.
+
+        Returns:
+            A new table.
+        """
+        return TensorRanks(self.first, self.ranks * scale + shift)
+
+
+def tensor_ranks(table: RankTable, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TensorRanks:
+    """Put a rank table on a device.
+
+    Args:
+        table: from ``srft.method.sparsity.rank_table``.
+        device: where magnitudes will be.
+        dtype: of the ranks returned.
+
+    Returns:
+        The table as tensors.
+    """
+    return TensorRanks(table.first, torch.from_numpy(table.ranks).to(device=device, dtype=dtype))

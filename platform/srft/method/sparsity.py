@@ -1,0 +1,329 @@
+"""Transfer sensitivity as numbers small enough to send: histograms of gradient magnitudes, ranks and sparsity figures from them.
+
+A *magnitude* is the root of the running mean of squared gradients of one element. Everything here is numpy: a process that only
+merges needs nothing else. ``srft.method.sketch`` is the tensor side.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Protocol
+
+import numpy as np
+
+from srft.method.histogram import Histogram, RankTable, bin_values, rank_table
+
+__all__ = [
+    "Histogram",
+    "LocalExchange",
+    "MergedStatistics",
+    "RankTable",
+    "Sketch",
+    "SparsityFigures",
+    "StatisticsExchange",
+    "merge",
+    "noise_scale",
+    "rank_table",
+    "sparsity_figures",
+    "worker_overlap",
+]
+
+_MAGIC = b"SRFTSK01"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityFigures:
+    """How unevenly a group's gradient is spread; every figure is 0 for a gradient that is zero everywhere."""
+
+    hoyer: float
+    """(sqrt(n) - l1 / l2) / (sqrt(n) - 1) of the magnitudes: 0 for equal ones, 1 for a single non-zero one."""
+    gini: float
+    """Gini coefficient of the magnitudes: 0 for equal ones, 1 - 1/n for a single non-zero one."""
+    top_share: float
+    """Share of the energy (sum of squares) in the largest 1 % of the elements."""
+    participation: float
+    """(sum of squares)^2 / (n * sum of fourth powers): 1 for equal magnitudes, 1/n for a single non-zero one."""
+
+
+def sparsity_figures(histogram: Histogram) -> SparsityFigures:
+    """Sparsity figures with every magnitude replaced by its bin's middle (relative error at most 1/32).
+
+    Args:
+        histogram: magnitudes of one group.
+
+    Returns:
+        The figures.
+    """
+    n = histogram.total
+    values, counts = bin_values(histogram.first, len(histogram.counts)), histogram.counts.astype(np.float64)
+    if n == 0 or values[-1] == 0:
+        return SparsityFigures(hoyer=0.0, gini=0.0, top_share=0.0, participation=0.0)
+    values = values / values[-1]
+    l1, energy = counts @ values, counts * values**2
+    root = np.sqrt(n)
+    hoyer = (root - l1 / np.sqrt(energy.sum())) / (root - 1) if n > 1 else 0.0
+    below = np.cumsum(counts) - counts
+    # Sum of (2 i - n - 1) x_i over the sorted elements; i averages to below + (count + 1) / 2 inside a bin.
+    gini = ((2 * below + counts - n) * counts * values).sum() / (n * l1)
+    top = 0.01 * n
+    above = n - below - counts
+    taken = np.clip(top - above, 0, counts)
+    return SparsityFigures(
+        hoyer=float(np.clip(hoyer, 0, 1)),
+        gini=float(np.clip(gini, 0, 1)),
+        top_share=float((taken * values**2).sum() / energy.sum()),
+        participation=float(energy.sum() ** 2 / (n * (energy * values**2).sum())),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Histograms of all groups: what one worker knows about its share of the elements."""
+
+    groups: Mapping[str, Histogram]
+    """By group name."""
+
+    def __add__(self, other: Sketch) -> Sketch:
+        empty = Histogram(0, np.zeros(0, np.int64))
+        names = sorted(self.groups.keys() | other.groups.keys())
+        return Sketch({name: self.groups.get(name, empty) + other.groups.get(name, empty) for name in names})
+
+    def to_bytes(self) -> bytes:
+        """Compact form: a few hundred bytes per group.
+
+        Returns:
+            Bytes that depend on names and counts only.
+        """
+        entries, payload = [], []
+        for name in sorted(self.groups):
+            histogram = self.groups[name]
+            kind = np.min_scalar_type(int(histogram.counts.max(initial=0)))
+            entries.append([name, histogram.first, len(histogram.counts), kind.itemsize])
+            payload.append(histogram.counts.astype(f"<u{kind.itemsize}").tobytes())
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        return b"".join([_MAGIC, struct.pack("<I", len(header)), header, *payload])
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Sketch:
+        """Read the compact form.
+
+        Args:
+            data: what :meth:`to_bytes` returned.
+
+        Returns:
+            The sketch.
+
+        Raises:
+            ValueError: the bytes are no sketch, or are cut short.
+        """
+        if data[:8] != _MAGIC or len(data) < 12:
+            raise ValueError(f"statistics begin with {data[:8]!r}; expected {_MAGIC!r}: sent by another version of the program")
+        offset = 12 + struct.unpack("<I", data[8:12])[0]
+        try:
+            entries = json.loads(data[12:offset])
+            end = offset + sum(length * size for _, _, length, size in entries)
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            entries, end = [], -1
+        if end != len(data):
+            raise ValueError(f"statistics of {len(data)} bytes do not have the length that their header gives: cut short on the way")
+        groups = {}
+        for name, first, length, size in entries:
+            counts = np.frombuffer(data, f"<u{size}", length, offset).astype(np.int64)
+            groups[name] = Histogram.of_counts(counts, first)
+            offset += length * size
+        return Sketch(groups)
+
+
+def merge(sketches: Sequence[Sketch]) -> Sketch:
+    """Add up the sketches of all workers.
+
+    Args:
+        sketches: in any order.
+
+    Returns:
+        The sketch of all elements together.
+    """
+    return reduce(Sketch.__add__, sketches, Sketch({}))
+
+
+@dataclass(frozen=True, eq=False)
+class MergedStatistics:
+    """What all workers together know of one window; the same on every machine for the same counts."""
+
+    step: int
+    """Optimizer step at which the window ended."""
+    sketch: Sketch
+    """Merged over all workers."""
+
+    @staticmethod
+    def of(step: int, sketch: Sketch) -> MergedStatistics:
+        """Statistics of a merged sketch.
+
+        Args:
+            step: optimizer step at which the window ended.
+            sketch: merged over all workers.
+
+        Returns:
+            The statistics.
+        """
+        return MergedStatistics(step, sketch)
+
+    @cached_property
+    def tables(self) -> Mapping[str, RankTable]:
+        """Rank tables by group name."""
+        return {name: rank_table(histogram) for name, histogram in self.sketch.groups.items()}
+
+    @cached_property
+    def figures(self) -> Mapping[str, SparsityFigures]:
+        """Sparsity figures by group name."""
+        return {name: sparsity_figures(histogram) for name, histogram in self.sketch.groups.items()}
+
+    def to_bytes(self) -> bytes:
+        """Compact form for a broadcast or a checkpoint.
+
+        Returns:
+            The step and the sketch; tables and figures follow from them.
+        """
+        return struct.pack("<q", self.step) + self.sketch.to_bytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> MergedStatistics:
+        """Read the compact form.
+
+        Args:
+            data: what :meth:`to_bytes` returned.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            ValueError: the bytes are no statistics, or are cut short.
+        """
+        if len(data) < 8:
+            raise ValueError(f"statistics of {len(data)} bytes; expected at least 20: cut short on the way")
+        return MergedStatistics.of(struct.unpack("<q", data[:8])[0], Sketch.from_bytes(data[8:]))
+
+
+class StatisticsExchange(Protocol):
+    """Where sketches go and merged statistics come from."""
+
+    def submit(self, step: int, sketch: Sketch) -> None:
+        """Hand over this worker's sketch and go on at once.
+
+        Args:
+            step: optimizer step at which the window ended.
+            sketch: of this worker's share of the elements.
+        """
+        ...
+
+    def due(self, step: int) -> MergedStatistics | None:
+        """What must be applied at a step.
+
+        Args:
+            step: optimizer step about to be taken.
+
+        Returns:
+            The same statistics on every worker, or None: keep the previous ones.
+        """
+        ...
+
+
+class LocalExchange:
+    """The exchange of a single process: what was submitted at step s is due at step s + refresh, as with many workers."""
+
+    def __init__(self, refresh: int) -> None:
+        """Start with nothing submitted.
+
+        Args:
+            refresh: steps between a submission and its use.
+
+        Raises:
+            ValueError: refresh is below 1.
+        """
+        if refresh < 1:
+            raise ValueError(f"refresh is {refresh}; expected at least 1 step")
+        self.refresh = refresh
+        self._pending: dict[int, Sketch] = {}
+
+    def submit(self, step: int, sketch: Sketch) -> None:
+        """Keep a sketch until it is due.
+
+        Args:
+            step: optimizer step at which the window ended.
+            sketch: of all elements.
+        """
+        self._pending[step] = sketch
+
+    def due(self, step: int) -> MergedStatistics | None:
+        """The sketch submitted ``refresh`` steps earlier, once.
+
+        Args:
+            step: optimizer step about to be taken.
+
+        Returns:
+            Its statistics, or None if nothing was submitted then.
+        """
+        sketch = self._pending.pop(step - self.refresh, None)
+        return None if sketch is None else MergedStatistics.of(step - self.refresh, sketch)
+
+    def state_dict(self) -> dict[int, bytes]:
+        """What is submitted and not yet due, for a checkpoint.
+
+        Returns:
+            Compact sketches by step.
+        """
+        return {step: sketch.to_bytes() for step, sketch in self._pending.items()}
+
+    def load_state_dict(self, state: Mapping[int, bytes]) -> None:
+        """Restore what was submitted and not yet due.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+        """
+        self._pending = {int(step): Sketch.from_bytes(data) for step, data in state.items()}
+
+
+def worker_overlap(worker_energies: Sequence[float], mean_energy: float) -> float:
+    """How much the workers' gradients point the same way: mean inner product of two workers over their mean energy.
+
+    Args:
+        worker_energies: squared norm of each worker's own gradient.
+        mean_energy: squared norm of the mean of these gradients.
+
+    Returns:
+        1 for equal gradients, about 0 for unrelated ones, negative for opposed ones; 0 if all are zero.
+
+    Raises:
+        ValueError: there are fewer than two workers.
+    """
+    workers, total = len(worker_energies), float(sum(worker_energies))
+    if workers < 2:
+        raise ValueError(f"overlap of {workers} worker; expected at least 2")
+    return (workers**2 * mean_energy - total) / ((workers - 1) * total) if total > 0 else 0.0
+
+
+def noise_scale(worker_energies: Sequence[float], mean_energy: float, batch: int) -> float:
+    """Gradient noise scale: variance of one sample's gradient over the squared norm of the true gradient, both unbiased.
+
+    Args:
+        worker_energies: squared norm of each worker's own gradient.
+        mean_energy: squared norm of the mean of these gradients.
+        batch: samples per worker.
+
+    Returns:
+        In samples; infinite if no gradient shows above the noise.
+
+    Raises:
+        ValueError: there are fewer than two workers.
+    """
+    workers = len(worker_energies)
+    if workers < 2:
+        raise ValueError(f"noise scale of {workers} worker; expected at least 2")
+    local = float(sum(worker_energies)) / workers
+    signal = (workers * mean_energy - local) / (workers - 1)
+    noise = (local - mean_energy) * batch * workers / (workers - 1)
+    return noise / signal if signal > 0 else float("inf")
