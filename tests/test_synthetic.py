@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from srft.config import DataConfig
+from srft.data.synthetic import POOLS, load_domain, render_sequence, sequences
+
+
+def test_the_same_arguments_give_the_same_bytes():
+    first, again = (render_sequence("target-train", 3, seed=5, length=8) for _ in range(2))
+    np.testing.assert_array_equal(first.frames, again.frames)
+    np.testing.assert_array_equal(first.boxes, again.boxes)
+    other = render_sequence("target-train", 3, seed=6, length=8)
+    assert not np.array_equal(first.frames, other.frames)
+
+
+@pytest.mark.parametrize("split", POOLS)
+def test_sequences_are_as_the_reader_of_a_benchmark_would_give_them(split):
+    sequence = render_sequence(split, 1, seed=7, length=10)
+    channels = 6 if split.startswith("target") else 3
+    assert sequence.frames.shape == (10, 120, 160, channels)
+    assert sequence.frames.dtype == np.uint8
+    assert bool(sequence.attributes) == split.startswith("target")
+    assert not sequence.absent[0]
+    seen = sequence.boxes[~sequence.absent]
+    assert (seen[:, 2:] >= 3).all()
+    assert (seen[:, :2] >= 0).all()
+    assert (seen[:, :2] + seen[:, 2:] <= [160.001, 120.001]).all()
+
+
+def test_splits_share_neither_objects_nor_backgrounds():
+    means = {split: {tuple(render_sequence(split, i, seed=7, length=8).boxes.ravel()[:4]) for i in range(3)} for split in POOLS}
+    names = list(means)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            assert not means[a] & means[b]
+
+
+def test_the_annotated_box_follows_the_moving_pixels():
+    """In a static scene the pixels that change between frames lie in the moving bodies; the target's box must hold its share."""
+    hits = 0
+    for index in range(6):
+        sequence = render_sequence("target-val", index, seed=7, length=12)
+        activity = sequence.frames[4:, :, :, 3:].max(3) > 0
+        inside = outside = 0.0
+        for active, box, gone in zip(activity, sequence.boxes[4:], sequence.absent[4:], strict=True):
+            if gone:
+                continue
+            x, y, w, h = box.astype(int)
+            mask = np.zeros_like(active)
+            mask[y : y + h, x : x + w] = True
+            inside += active[mask].mean()
+            outside += active[~mask].mean()
+        hits += inside > 1.5 * outside
+    assert hits >= 4
+
+
+def test_low_light_is_dark_and_over_exposure_is_bright():
+    level = {}
+    for index in range(12):
+        sequence = render_sequence("target-test", index, seed=7, length=8)
+        level.setdefault(sequence.attributes[0], []).append(sequence.frames[..., :3].mean())
+    assert set(level) == {"low light", "motion blur", "over-exposure"}
+    assert np.mean(level["low light"]) < 0.6 * np.mean(level["motion blur"]) < 0.6 * np.mean(level["over-exposure"])
+
+
+def test_the_cache_returns_what_was_rendered_and_leaves_no_partial_file(tmp_path):
+    fresh = sequences("target-val", 2, seed=7, length=8, cache=tmp_path)
+    cached = sequences("target-val", 2, seed=7, length=8, cache=tmp_path)
+    for a, b in zip(fresh, cached, strict=True):
+        assert (a.name, a.attributes) == (b.name, b.attributes)
+        np.testing.assert_array_equal(a.frames, b.frames)
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        np.testing.assert_array_equal(a.absent, b.absent)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".npz"}
+
+
+def test_a_domain_has_the_numbers_asked_for():
+    domain = load_domain(DataConfig(train_sequences=2, val_sequences=1, source_sequences=1, length=8))
+    assert (len(domain.train), len(domain.val), len(domain.source)) == (2, 1, 1)
+    assert domain.train[0].frames.shape[-1] == 6
+    assert domain.source[0].frames.shape[-1] == 3
