@@ -1,0 +1,209 @@
+"""Typed search spaces over the dotted keys of a configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from srft.config import ConfigError, TrainConfig, from_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Choice", "Dimension", "Integer", "LogUniform", "Space", "Uniform", "srft_space"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values, each as likely."""
+
+    values: tuple[Any, ...]
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """One value.
+
+        Args:
+            rng: source of randomness.
+
+        Returns:
+            A member of ``values``.
+        """
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def extremes(self) -> Sequence[Any]:
+        """Values whose validity implies that of all others.
+
+        Returns:
+            All values.
+        """
+        return self.values
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number between two bounds."""
+
+    low: float
+    high: float
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """One value.
+
+        Args:
+            rng: source of randomness.
+
+        Returns:
+            Uniform in ``[low, high)``.
+        """
+        return float(rng.uniform(self.low, self.high))
+
+    def extremes(self) -> Sequence[Any]:
+        """Values whose validity implies that of all others.
+
+        Returns:
+            Both bounds.
+        """
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A positive number whose logarithm is uniform between those of two bounds."""
+
+    low: float
+    high: float
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """One value, rounded to three significant digits so that tables stay readable.
+
+        Args:
+            rng: source of randomness.
+
+        Returns:
+            A number in ``[low, high]``.
+        """
+        value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
+
+    def extremes(self) -> Sequence[Any]:
+        """Values whose validity implies that of all others.
+
+        Returns:
+            Both bounds.
+        """
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number between two bounds, both included."""
+
+    low: int
+    high: int
+
+    def sample(self, rng: np.random.Generator) -> int:
+        """One value.
+
+        Args:
+            rng: source of randomness.
+
+        Returns:
+            Uniform in ``low..high``.
+        """
+        return int(rng.integers(self.low, self.high + 1))
+
+    def extremes(self) -> Sequence[Any]:
+        """Values whose validity implies that of all others.
+
+        Returns:
+            Both bounds.
+        """
+        return self.low, self.high
+
+
+Dimension = Choice | Uniform | LogUniform | Integer
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study varies: one dimension per dotted key of the configuration."""
+
+    dimensions: Mapping[str, Dimension]
+
+    def validate(self, base: TrainConfig) -> None:
+        """Refuse a space that could draw an invalid configuration.
+
+        Args:
+            base: the configuration whose keys the dimensions replace.
+
+        Raises:
+            ConfigError: a key is unknown, a dimension is empty or its bounds are reversed, or a value is out of range.
+        """
+        for key, dimension in self.dimensions.items():
+            source = f"search space, {key}"
+            if isinstance(dimension, Choice):
+                if not dimension.values:
+                    raise ConfigError(f"{source}: no values to choose from; give at least one")
+            else:
+                low_limit = 0.0 if isinstance(dimension, LogUniform) else -math.inf
+                if not low_limit < dimension.low < dimension.high < math.inf:
+                    raise ConfigError(
+                        f"{source}: {type(dimension).__name__}({dimension.low}, {dimension.high}); "
+                        f"expected finite bounds, the lower below the upper{' and positive' if low_limit == 0.0 else ''}"
+                    )
+            for value in dimension.extremes():
+                from_flat({key: value}, base, source=source)
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        """One point.
+
+        Args:
+            rng: source of randomness.
+
+        Returns:
+            Value by dotted key, in the order of the dimensions.
+        """
+        return {key: dimension.sample(rng) for key, dimension in self.dimensions.items()}
+
+    def param_space(self) -> dict[str, Any]:
+        """The same space for a Ray Tune search algorithm.
+
+        Returns:
+            Ray Tune domain by dotted key.
+        """
+        from ray import tune
+
+        def domain(dimension: Dimension) -> Any:
+            match dimension:
+                case Choice(values):
+                    return tune.choice(list(values))
+                case Uniform(low, high):
+                    return tune.uniform(low, high)
+                case LogUniform(low, high):
+                    return tune.loguniform(low, high)
+                case Integer(low, high):
+                    return tune.randint(low, high + 1)
+
+        return {key: domain(dimension) for key, dimension in self.dimensions.items()}
+
+
+def srft_space() -> Space:
+    """The method's own settings and the learning rate.
+
+    Returns:
+        K, kappa, schedule, both regularization strengths and the peak learning rate.
+    """
+    return Space(
+        {
+            "srft.rank": Choice((4, 8, 16, 32)),
+            "srft.kappa": LogUniform(0.25, 4.0),
+            "srft.schedule": Choice(("power", "cosine", "exponential")),
+            "srft.prior_strength": LogUniform(1.0, 10_000.0),
+            "srft.damping_strength": Uniform(0.0, 1.0),
+            "optim.lr": LogUniform(1e-4, 1e-3),
+        }
+    )

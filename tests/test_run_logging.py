@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srft.config import ConfigError, TrainConfig, from_flat
+from srft.run_logging import StudyLog, open_study, store_uri, ui_command
+
+TRIALS = {i: from_flat({"name": f"toy-{i:03d}", "srft.kappa": 1.0 + i}) for i in range(3)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the module: making its tables takes seconds."""
+    out = tmp_path_factory.mktemp("store")
+    with open_study(out, "first", TRIALS, digest="0"):
+        pass
+    assert (out / "mlflow.db").exists()
+    return store_uri(out)
+
+
+def children(log: StudyLog) -> dict[str, Any]:
+    runs = log.client.search_runs([log.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{log.run_id}'")
+    return {run.info.run_name: run for run in runs}
+
+
+def steps(log: StudyLog, run: Any, metric: str) -> list[int]:
+    return sorted(entry.step for entry in log.client.get_metric_history(run.info.run_id, metric))
+
+
+def test_trials_are_children_with_flat_params(tmp_path: Path, store: str) -> None:
+    with open_study(tmp_path, "children", TRIALS, digest="d", uri=store, params={"num_samples": 3}) as log:
+        for index in TRIALS:
+            log.start_trial(index)
+            for epoch in range(2):
+                log.log_epoch(index, epoch, {"val/success_auc": 0.1 * epoch + index, "nan": float("nan")})
+            log.log_metrics({"test/success_auc": 0.5}, index=index)
+        log.end_trial(0, "FINISHED", {"srft.end": "finished"})
+        log.end_trial(1, "FAILED", {"srft.error": "planned"})
+    runs = children(log)  # trial 2 did not end
+    assert {name: run.info.status for name, run in runs.items()} == {"toy-000": "FINISHED", "toy-001": "FAILED", "toy-002": "KILLED"}
+    run = runs["toy-001"]
+    assert run.data.params["srft.kappa"] == "2.0"
+    assert run.data.params["optim.lr"] == str(TrainConfig().optim.lr)
+    assert run.data.metrics["val/success_auc"] == pytest.approx(1.1)
+    assert run.data.metrics["test/success_auc"] == 0.5
+    assert steps(log, run, "val/success_auc") == [0, 1]
+    tags = run.data.tags
+    assert (tags["srft.trial_id"], tags["srft.digest"], tags["srft.error"], tags["srft.attempts"]) == (
+        "1",
+        TRIALS[1].digest(),
+        "planned",
+        "1",
+    )
+    parent = log.client.get_run(log.run_id)
+    assert (parent.info.status, parent.data.params["num_samples"]) == ("FINISHED", "3")
+    assert Path(parent.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
+
+
+def interrupted(out: Path, name: str, store: str, error: type[BaseException]) -> None:
+    with open_study(out, name, TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+        log.log_epoch(0, 0, {"val/success_auc": 0.1})
+        log.log_epoch(0, 1, {"val/success_auc": 0.2})
+        LOGS[name] = log
+        raise error
+
+
+LOGS: dict[str, StudyLog] = {}
+
+
+def test_resume_takes_the_same_runs_and_repeats_nothing(tmp_path: Path, store: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path, "resume", store, KeyboardInterrupt)
+    log = LOGS["resume"]
+    before = children(log)
+    assert before["toy-000"].info.status == "KILLED"
+    assert log.client.get_run(log.run_id).info.status == "KILLED"
+    with open_study(tmp_path, "resume", TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+        for epoch in range(3):
+            log.log_epoch(0, epoch, {"val/success_auc": 0.1 * (epoch + 1)})
+        assert log.flush()
+        assert children(log)["toy-000"].info.status == "RUNNING"
+        log.end_trial(0, "FINISHED")
+    after = children(log)
+    assert list(after) == ["toy-000"]
+    assert after["toy-000"].info.run_id == before["toy-000"].info.run_id
+    assert after["toy-000"].info.status == "FINISHED"
+    assert after["toy-000"].data.tags["srft.attempts"] == "2"
+    assert steps(log, after["toy-000"], "val/success_auc") == [0, 1, 2]
+
+
+def test_exception_marks_failed(tmp_path: Path, store: str) -> None:
+    with pytest.raises(RuntimeError):
+        interrupted(tmp_path, "failed", store, RuntimeError)
+    log = LOGS["failed"]
+    assert log.client.get_run(log.run_id).info.status == "FAILED"
+    assert children(log)["toy-000"].info.status == "FAILED"
+
+
+def test_artifacts_and_champion(tmp_path: Path, store: str) -> None:
+    (tmp_path / "epoch_0001").mkdir()
+    (tmp_path / "epoch_0001" / "weights.safetensors").write_bytes(b"weights")
+    (tmp_path / "plot.png").write_bytes(b"png")
+    with open_study(tmp_path, "artifacts", TRIALS, digest="d", uri=store) as log:
+        log.log_artifact(tmp_path / "plot.png")
+        for index in TRIALS:
+            log.start_trial(index)
+            log.log_artifact(tmp_path / "epoch_0001", index=index, folder="checkpoint")
+            log.end_trial(index, "FINISHED")
+        versions = [log.register(index, "srft-rgbe", folder="checkpoint", score=score) for index, score in enumerate([0.5, 0.7, 0.6])]
+        champion = log.client.get_model_version_by_alias("srft-rgbe", "champion")
+        assert str(champion.version) == versions[1]  # the better one, not the last
+        assert champion.run_id == children(log)["toy-001"].info.run_id
+    assert [file.path for file in log.client.list_artifacts(log.run_id)] == ["plot.png"]
+    files = log.client.list_artifacts(champion.run_id, "checkpoint")
+    assert [file.path for file in files] == ["checkpoint/weights.safetensors"]
+    target = tmp_path / "download"
+    target.mkdir()
+    assert (
+        Path(log.client.download_artifacts(champion.run_id, "checkpoint", str(target))) / "weights.safetensors"
+    ).read_bytes() == b"weights"
+
+
+def test_store_away_never_blocks_and_everything_arrives_once(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with open_study(tmp_path, "away", TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+        log.log_epoch(0, 0, {"val/success_auc": 0.1})
+        assert log.flush()
+        write = log.client.log_batch
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise MlflowException("API request to http://nowhere failed: connection refused")
+
+        def lost_answer(*arguments: Any, **named: Any) -> None:
+            write(*arguments, **named)
+            monkeypatch.setattr(log.client, "log_batch", write)
+            raise MlflowException("connection reset")
+
+        monkeypatch.setattr(log.client, "log_batch", refuse)
+        started = time.monotonic()
+        for epoch in range(1, 6):
+            log.log_epoch(0, epoch, {"val/success_auc": 0.1})
+        assert time.monotonic() - started < 0.5
+        assert not log.flush(0.5)
+        assert len((tmp_path / "unsent.jsonl").read_text().splitlines()) == 5
+        assert log.register(0, "srft-toy", folder="checkpoint", score=1.0, timeout=0.2) is None  # warns, does not raise
+        monkeypatch.setattr(log.client, "log_batch", write)
+        assert log.flush(30)
+        assert not (tmp_path / "unsent.jsonl").exists()
+        log.end_trial(0, "FINISHED")
+    assert steps(log, children(log)["toy-000"], "val/success_auc") == [0, 1, 2, 3, 4, 5]
+
+
+def test_unsent_entries_are_sent_at_the_next_start(tmp_path: Path, store: str) -> None:
+    with open_study(tmp_path, "unsent", TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+        log.log_epoch(0, 0, {"val/success_auc": 0.1})
+    lines = [{"do": "epoch", "trial": 0, "epoch": epoch, "metrics": {"val/success_auc": 0.1}, "time": 1} for epoch in (0, 1)]
+    (tmp_path / "unsent.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"do": "ep')
+    with open_study(tmp_path, "unsent", TRIALS, digest="d", uri=store) as log:
+        pass
+    assert steps(log, children(log)["toy-000"], "val/success_auc") == [0, 1]
+    assert not (tmp_path / "unsent.jsonl").exists()
+
+
+def test_unreachable_store_is_refused_at_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9") as caught,
+        open_study(tmp_path, "x", {}, digest="d", uri="http://127.0.0.1:9"),
+    ):
+        pass
+    assert "--tracking-uri" in str(caught.value)
+    blocked = tmp_path / "file"
+    blocked.write_text("no database")
+    with pytest.raises(ConfigError, match="MLflow store"), open_study(tmp_path, "x", {}, digest="d", uri=f"sqlite:///{blocked}"):
+        pass
+
+
+def test_uri_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert ui_command(tmp_path) == f"uv run mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert store_uri(tmp_path) == "http://server:5000"
+    assert store_uri(tmp_path, "sqlite:////x.db") == "sqlite:////x.db"
+    assert "http://server:5000" in ui_command(tmp_path)
+
+
+def test_import_needs_no_mlflow() -> None:
+    code = "import sys, srft.run_logging; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
