@@ -36,5 +36,5 @@ def test_box_in_crop_is_centred_for_its_own_crop_and_follows_shifts():
     around = np.array([10.0, 12.0, 8.0, 6.0])
     own = box_in_crop(around, around, 4.0, 128)
     np.testing.assert_allclose(own, [63.5 / 128, 63.5 / 128, 32 / 128, 24 / 128], rtol=1e-6)
-    moved = box_in_crop(around + [2, -1, 0, 0], around, 4.0, 128)
+    moved = box_in_crop(around + np.array([2, -1, 0, 0]), around, 4.0, 128)
     np.testing.assert_allclose((moved - own) * 128, [8, -4, 0, 0], atol=1e-4)

@@ -1,0 +1,98 @@
+"""Pictures of results: success and precision plots, and strips of frames with boxes. matplotlib is imported when a plot is drawn."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from srft.data.sequence import Sequence
+from srft.evaluation.metrics import PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS, Measures
+
+COLORS = ((255, 214, 0), (0, 170, 255), (255, 70, 70), (190, 90, 255))
+GROUNDTRUTH = (60, 220, 60)
+
+
+def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) -> None:
+    """Draw success and precision curves side by side; the legends carry the measures.
+
+    Args:
+        trackers: measures by the name to show, best drawn first.
+        path: PNG to write.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure  # Not pyplot: a caller's own figures and backend stay as they are.
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, measures in sorted(trackers.items(), key=lambda item: -item[1].success_auc):
+        left.plot(SUCCESS_THRESHOLDS, measures.success, label=f"{name} [{measures.success_auc:.3f}]")
+        right.plot(PRECISION_THRESHOLDS, measures.precision, label=f"{name} [{measures.precision_20:.3f}]")
+    left.set(xlabel="overlap threshold", ylabel="success rate", xlim=(0, 1), ylim=(0, 1), title="Success (AUC)")
+    right.set(xlabel="centre error threshold (pixels)", ylabel="precision", xlim=(0, 50), ylim=(0, 1), title="Precision (at 20 pixels)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    _write(path, picture.getvalue())
+
+
+def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: Path, *, frames: int = 6, height: int = 200) -> None:
+    """Draw evenly spaced frames with groundtruth and tracked boxes; below the RGB row, the auxiliary modality.
+
+    Args:
+        sequence: what was tracked.
+        trackers: boxes ``[T, 4]`` ltwh by the name to show, four at most; boxes that are not numbers are not drawn.
+        path: PNG to write.
+        frames: pictures in the strip.
+        height: of one picture in pixels.
+
+    Raises:
+        ValueError: there are more trackers than colours, or a tracker's boxes are not one per frame.
+        OSError: the picture cannot be encoded or written.
+    """
+    if len(trackers) > len(COLORS):
+        raise ValueError(f"{path}: {len(trackers)} trackers to draw; expected at most {len(COLORS)}")
+    for name, tracked in trackers.items():
+        if tracked.shape != (len(sequence), 4):
+            raise ValueError(f"{path}: boxes of {name} are {tracked.shape}; expected {(len(sequence), 4)}, one box per frame")
+    rows: list[list[np.ndarray]] = [[], []]
+    for i in np.linspace(0, len(sequence) - 1, frames).round().astype(int):
+        frame = np.asarray(sequence.frames[i])
+        scale = height / frame.shape[0]
+        for row, channels in enumerate(np.split(frame, frame.shape[2] // 3, axis=2)):
+            picture = cv2.resize(np.ascontiguousarray(channels), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+            boxes = [(GROUNDTRUTH, sequence.boxes[i])] if not sequence.absent[i] else []
+            boxes += [(color, tracked[i]) for color, tracked in zip(COLORS, trackers.values(), strict=False)]
+            for color, box in boxes:
+                if np.isfinite(box).all():
+                    left, top, right, bottom = (round(float(v) * scale) for v in (*box[:2], *(box[:2] + box[2:])))
+                    cv2.rectangle(picture, (left, top), (right, bottom), color, 2)
+            cv2.putText(picture, f"#{i}", (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            rows[row].append(picture)
+    strip = np.concatenate([np.concatenate(row, 1) for row in rows if row], 0)
+    legend = np.full((26, strip.shape[1], 3), 24, np.uint8)
+    x = 8
+    for name, color in [("groundtruth", GROUNDTRUTH), *zip(trackers, COLORS, strict=False)]:
+        cv2.putText(legend, name, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
+        x += 24 + cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0]
+    encoded, data = cv2.imencode(".png", np.concatenate([legend, strip], 0)[..., ::-1])
+    if not encoded:
+        raise OSError(f"{path}: the picture strip could not be encoded")
+    _write(path, data.tobytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
