@@ -60,7 +60,7 @@ def few_source_sequences():
 
 @pytest.fixture(scope="module")
 def prior(cache, few_source_sequences):
-    return source_prior(CONFIG, 4, cache)
+    return source_prior(CONFIG, cache, rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +357,7 @@ def test_the_prior_is_estimated_once(cache, prior, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(prior_module, "estimate_prior", never)
-        again = source_prior(changed(name="u", seed=11, workers=2), 4, cache)
+        again = source_prior(changed(name="u", seed=11, workers=2), cache, rank=4)
     assert again.groups.keys() == prior.groups.keys()
     for name, group in again.groups.items():
         assert torch.equal(group.eigenvectors, prior.groups[name].eigenvectors)
@@ -386,14 +386,14 @@ def test_what_the_prior_depends_on_gets_a_file_of_its_own(tmp_path, cache, prior
         (CONFIG, 3),
     ]
     for config, rank in variants:
-        source_prior(config, rank, cache)
+        source_prior(config, cache, rank=rank)
     made = {path.name for path in cache.glob("prior-*")} - files
     assert len(made) == len(variants)
     # A file that lies under the wrong name is refused, not used.
     (wrong,) = (path for path in cache.glob("prior-*") if path.name.removeprefix("prior-")[:12] != known.name.removeprefix("prior-")[:12])
     wrong.write_bytes(known.read_bytes())
     with pytest.raises(ValueError, match="estimated on weights"):
-        source_prior(variants[0][0], 4, cache)
+        source_prior(variants[0][0], cache, rank=4)
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "mc"])
@@ -401,7 +401,7 @@ def test_a_prior_has_eigenpairs_of_every_trainable_weight(tmp_path, cache, few_s
     config = changed(tracker=TrackerConfig(freeze_head=False), srft=dataclasses.replace(CONFIG.srft, fisher=fisher, fisher_samples=3))
     for source in cache.glob("source-train-*"):
         (tmp_path / source.name).hardlink_to(source)
-    estimated = source_prior(config, 2, tmp_path)
+    estimated = source_prior(config, tmp_path, rank=2)
     network = load_tracker("tiny_rgb", streams=2)
     names = set(select_trainable(network, "srft", freeze_head=False))
     carried = carry(estimated, network)

@@ -78,10 +78,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self.modality in get_args(Modality), "data.modality", self.modality, f"one of {get_args(Modality)}")
+        _check(self.world_seed >= 0, "data.world_seed", self.world_seed, "at least 0")
         for name in ("train_sequences", "val_sequences", "test_sequences", "source_sequences"):
             _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
         _check(self.length >= 8, "data.length", self.length, "at least 8 frames")
-        _check(1 <= self.max_gap, "data.max_gap", self.max_gap, "at least 1 frame")
+        _check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
         _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
         _check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
 
@@ -124,7 +125,8 @@ class SRFTConfig:
         _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
         _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
         _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
-        for name, choices in (("schedule", Schedule), ("mode", TangentMode), ("scale", PriorScale), ("transfer", TransferSource), ("fisher", FisherType)):
+        words = {"schedule": Schedule, "mode": TangentMode, "scale": PriorScale, "transfer": TransferSource, "fisher": FisherType}
+        for name, choices in words.items():
             _check(getattr(self, name) in get_args(choices), f"srft.{name}", getattr(self, name), f"one of {get_args(choices)}")
 
 
@@ -181,6 +183,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(bool(self.name) and "/" not in self.name, "name", self.name, "a non-empty name without '/'")
         _check(self.paradigm in get_args(Paradigm), "paradigm", self.paradigm, f"one of {get_args(Paradigm)}")
+        _check(self.seed >= 0, "seed", self.seed, "at least 0")
         _check(self.workers >= 1, "workers", self.workers, "at least 1")
         _check(
             self.optim.batch_size % self.workers == 0,
@@ -190,7 +193,11 @@ class TrainConfig:
         )
 
     def digest(self) -> str:
-        """Eight hex digits that change whenever any setting but the name and the number of workers does."""
+        """Identity of the run's settings.
+
+        Returns:
+            Eight hex digits that change whenever any setting but the name and the number of workers does.
+        """
         flat = {key: value for key, value in to_flat(self).items() if key not in ("name", "workers")}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 

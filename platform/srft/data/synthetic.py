@@ -27,6 +27,8 @@ FRAME_INTERVAL_US = 33_333
 SUBFRAMES = 4
 CONDITIONS = ("low light", "motion blur", "over-exposure")
 _SPRITE = 64
+WORLD_VERSION = 1
+"""Part of cached files' names; to be raised whenever the same seed would give other bytes."""
 
 
 class Pools(NamedTuple):
@@ -341,7 +343,7 @@ def sequences(split: Split, count: int, *, seed: int, length: int, cache: Path |
     """
     out = []
     for index in range(count):
-        path = cache / f"{split}-w{seed}-l{length}-{index:04d}.npz" if cache else None
+        path = cache / f"{split}-v{WORLD_VERSION}-w{seed}-l{length}-{index:04d}.npz" if cache else None
         if path and path.exists():
             out.append(_read(path, f"{split}-{index:04d}"))
         else:

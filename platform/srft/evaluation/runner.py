@@ -52,7 +52,5 @@ def evaluate(network: MultiModalTracker, sets: list[TestSet], *, on_frames: Call
     for test in sets:
         rgb_only = test.rgb_only or network.streams == 1
         trajectories[test.name] = track_sequences(network, test.sequences, rgb_only=rgb_only, on_frames=on_frames)
-        measures[test.name] = measure(
-            [(t.boxes, s.boxes, s.absent) for t, s in zip(trajectories[test.name], test.sequences, strict=True)]
-        )
+        measures[test.name] = measure([(t.boxes, s.boxes, s.absent) for t, s in zip(trajectories[test.name], test.sequences, strict=True)])
     return Evaluation(measures=measures, trajectories=trajectories)

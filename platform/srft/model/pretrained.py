@@ -139,6 +139,7 @@ def save_tracker(tracker: MultiModalTracker, path: str | Path, *, preset: str, a
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tracker.state_dict().items()}
     try:
         save_file(weights, aside, metadata={"preset": preset, "streams": str(tracker.streams), "about": json.dumps(dict(about))})
+        aside.chmod(0o644)  # safetensors keeps its files to their owner; these are for everybody
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

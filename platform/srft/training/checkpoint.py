@@ -167,6 +167,7 @@ def save(
     aside.mkdir()
     try:
         save_file({key: value.detach().contiguous() for key, value in weights.items()}, aside / WEIGHTS)
+        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps its files to their owner
         torch.save(dict(state), aside / STATE)
         _write_json(
             aside / META,

@@ -175,15 +175,17 @@ def _train_with_ray(
     finally:
         reports.shutdown(force=True)
         ray.kill(actor)
-    if "error" in outcome:
-        raise outcome["error"]
+    error = outcome.get("error") or outcome["last"]
+    if isinstance(error, Exception):
+        raise error
     shutil.rmtree(storage, ignore_errors=True)
     return outcome["last"]
 
 
-def _worker_loop(setup: dict[str, Any]) -> EpochReport:
+def _worker_loop(setup: dict[str, Any]) -> EpochReport | Exception:
     import ray.train
     import torch.distributed as dist
+    from ray.train.torch import get_device
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
@@ -204,8 +206,10 @@ def _worker_loop(setup: dict[str, Any]) -> EpochReport:
         dist.all_gather_object(box, value, group=cast(dist.ProcessGroup, group))
         return box
 
+    device = get_device()
+
     def wrap(module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module)
+        return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 
     def on_epoch(report: EpochReport) -> None:
         if rank == 0:
@@ -222,9 +226,12 @@ def _worker_loop(setup: dict[str, Any]) -> EpochReport:
     if rank == 0:  # A worker may have died between an epoch's checkpoint and its report.
         for record in checkpoint.history(setup["directory"]):
             setup["reports"].put(EpochReport(**record))
-    worker = Worker(rank=rank, world_size=world_size, wrap=wrap, gather=gather, statistics=exchange)
+    worker = Worker(rank=rank, world_size=world_size, wrap=wrap, gather=gather, statistics=exchange, device=device)
     entry: Entry = setup["entry"]
-    return entry(config, directory=setup["directory"], worker=worker, on_epoch=on_epoch, resume=True)
+    try:
+        return entry(config, directory=setup["directory"], worker=worker, on_epoch=on_epoch, resume=True)
+    except (ConfigError, FloatingPointError) as error:  # All workers meet it, and would meet it again: not worth a restart.
+        return error
 
 
 def capacity(workers: int, cpus_per_worker: int = 1) -> int:

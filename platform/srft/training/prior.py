@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from srft.config import TrainConfig
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Sequence
-from srft.data.synthetic import sequences
+from srft.data.synthetic import WORLD_VERSION, sequences
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, weights_hash
 from srft.method.groups import groups_of
 from srft.method.paradigms import select_trainable
@@ -23,16 +23,17 @@ from srft.model.pretrained import load_tracker, two_stream_sources
 from srft.model.tracker import MultiModalTracker
 
 log = logging.getLogger(__name__)
-_SOURCE_SEQUENCES = 64
+_SOURCE_SEQUENCES = 32
+_USUAL_RANK = 64
 
 
-def source_prior(config: TrainConfig, rank: int, cache: Path) -> PriorSensitivity:
+def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -> PriorSensitivity:
     """The prior of a run's pre-trained RGB tracker, from the cache or estimated now.
 
     Args:
         config: the run; its weights, source data, Fisher settings and trainable parameters are the prior's identity.
-        rank: eigenpairs kept per operation [K].
         cache: folder of priors and rendered sequences.
+        rank: eigenpairs kept per operation [K]; None keeps enough for any usual run, which uses its first ``srft.rank``.
 
     Returns:
         The prior of the single-stream tracker. A cached file that is damaged or belongs to other weights is a ValueError.
@@ -40,7 +41,8 @@ def source_prior(config: TrainConfig, rank: int, cache: Path) -> PriorSensitivit
     single = load_tracker(config.tracker.pretrained, streams=1)
     identity = weights_hash(single.state_dict())
     srft, data = config.srft, config.data
-    drawn = [_SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, config.tracker.freeze_head]
+    rank = max(_USUAL_RANK, srft.rank) if rank is None else rank
+    drawn = [WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, config.tracker.freeze_head]
     variant = f"{srft.fisher}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
     if path.exists():

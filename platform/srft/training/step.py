@@ -32,8 +32,6 @@ from srft.training import checkpoint
 from srft.training.prior import carry, source_prior
 
 log = logging.getLogger(__name__)
-PRIOR_RANK = 64
-"""Eigenpairs kept on disk, or ``srft.rank`` where that is more; runs use their first ``srft.rank``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,8 @@ class Worker:
     """Every worker's value, by rank (collective)."""
     statistics: StatisticsExchange | None = None
     """Merges transfer statistics over workers; None keeps them in this process."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this worker's network is."""
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    """Where this worker's network is; a GPU if there is one."""
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
@@ -189,7 +187,7 @@ def run(
         The last epoch's report.
     """
     domain = load_domain(config.data, cache)
-    prior = source_prior(config, max(PRIOR_RANK, config.srft.rank), cache) if config.paradigm == "srft" and config.srft.rank > 0 else None
+    prior = source_prior(config, cache) if config.paradigm == "srft" and config.srft.rank > 0 else None
     return fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=on_epoch, resume=resume)
 
 

@@ -1,0 +1,283 @@
+"""Turn the shipped RGB tracker into an RGB+event tracker: search SRFT's settings, compare them with full fine-tuning, test the winner.
+
+    uv run experiments/rgbe_sweep.py                       # 2 baselines and 6 SRFT trials, under 8 minutes on 2 cores
+    uv run experiments/rgbe_sweep.py --quick               # the same path in 2 minutes, to see it work
+    uv run experiments/rgbe_sweep.py --num-samples 20 --epochs 8 --out outputs/long
+    uv run experiments/rgbe_sweep.py --out outputs/long --num-samples 20 --epochs 8 --resume    # after Ctrl-C or a crash
+    uv run experiments/rgbe_sweep.py --workers 2           # each trial is a Ray Train run of two workers
+
+Trains on synthetic event sequences, chooses by synthetic validation sequences, tests once on synthetic test sequences, on cars
+recorded with a real DAVIS346 event camera, and on RGB sequences of the source domain (what was forgotten). Everything is written
+below --out: mlflow.db and artifacts/ (runs), trials/ (checkpoints), cache/ (rendered data), pictures/,
+leaderboard.json and .md, best.json (the winner's settings, for `srft train --config`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from leaderboard import Board, leaderboard, row, say, trial_row, write
+from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
+from srft.search.space import srft_space
+from srft.search.study import Study, TrialResult, best, claim
+
+if TYPE_CHECKING:
+    from srft.data.synthetic import Split
+    from srft.evaluation.runner import Evaluation, TestSet
+    from srft.run_logging import StudyLog
+
+FFT_RATES = (3e-4, 1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One RGB-E sweep."""
+
+    num_samples: int = 6
+    """SRFT trials drawn from the search space; the full fine-tuning baselines come on top."""
+    workers: int = 1
+    """Training processes per trial; 1 trains inside the trial's own process, more are a Ray Train run."""
+    epochs: int = 4
+    """Validations per trial; an epoch is 30 optimizer steps."""
+    seed: int = 0
+    """Of the draws, the batch order and the augmentation."""
+    out: Path | None = None
+    """Output directory; outputs/rgbe_sweep when left out (inside a Ray job: ~/srft/rgbe_sweep, since a job's folder is deleted)."""
+    resume: bool = False
+    """Go on with the study in --out."""
+    quick: bool = False
+    """2 trials and 1 baseline of 2 short epochs on fewer sequences."""
+    config: Path | None = None
+    """JSON file of dotted keys ({"optim.batch_size": 32}) that replace the sweep's base settings."""
+    tracking_uri: str | None = None
+    """Any MLflow tracking URI; the default is MLFLOW_TRACKING_URI, else a database in --out."""
+
+
+def make_study(sweep: Sweep) -> Study:
+    """The study of a sweep.
+
+    Args:
+        sweep: the settings.
+
+    Returns:
+        Baselines as fixed points, then SRFT trials.
+    """
+    quick = sweep.quick
+    base = TrainConfig(
+        name="rgbe",
+        seed=sweep.seed,
+        workers=sweep.workers,
+        data=DataConfig(
+            train_sequences=6 if quick else 24,
+            val_sequences=4 if quick else 10,
+            test_sequences=6 if quick else 24,
+            source_sequences=4 if quick else 10,
+            length=16 if quick else 32,
+        ),
+        srft=SRFTConfig(fisher_samples=32 if quick else 256, refresh=5),
+        optim=OptimConfig(epochs=min(sweep.epochs, 2) if quick else sweep.epochs, steps_per_epoch=10 if quick else 30, batch_size=16),
+    )
+    if sweep.config is not None:
+        base = load(sweep.config, base)
+    return Study(
+        name="rgbe-sweep",
+        base=base,
+        space=srft_space(),
+        num_samples=min(sweep.num_samples, 2) if quick else sweep.num_samples,
+        fixed=tuple({"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)),
+        seed=sweep.seed,
+    )
+
+
+def main(sweep: Sweep) -> None:
+    """Prepare, search, test, report.
+
+    Args:
+        sweep: the settings.
+    """
+    study = make_study(sweep)
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    out = (sweep.out or (Path.home() / "srft" / "rgbe_sweep" if in_job else Path("outputs/rgbe_sweep"))).resolve()
+    claim(study, out, resume=sweep.resume)
+    trials = study.trials()
+    say(f"study {study.name} ({study.digest()}): {len(trials)} trials of {study.base.optim.epochs} epochs in {out}")
+
+    from srft.run_logging import open_study
+
+    params = {**to_flat(study.base), "num_samples": study.num_samples}
+    with open_study(
+        out, study.name, {t.index: t.config for t in trials}, digest=study.digest(), uri=sweep.tracking_uri, params=params
+    ) as study_log:
+        prepare(study.base, out / "cache")
+
+        from srft.search.tuning import run_study
+        from srft.training.step import run
+
+        with Board(len(trials)) as board:
+            found = run_study(
+                study, functools.partial(run, cache=out / "cache"), directory=out, trial_log=study_log, on_progress=board.show
+            )
+        report(study, found, out, study_log, sweep.tracking_uri)
+
+
+def prepare(base: TrainConfig, cache: Path) -> None:
+    """Render the sequences and estimate the prior, unless the cache has them.
+
+    Args:
+        base: the study's base configuration.
+        cache: folder of both.
+    """
+    from tqdm import tqdm
+
+    from srft.data.synthetic import sequences
+
+    data = base.data
+    wanted: dict[Split, int] = {
+        "target-train": data.train_sequences,
+        "target-val": data.val_sequences,
+        "target-test": data.test_sequences,
+        "source-test": data.source_sequences,
+    }
+    say(f"rendering {sum(wanted.values())} synthetic sequences")
+    with tqdm(total=sum(wanted.values()), desc="render", disable=None, leave=False) as bar:
+        for split, count in wanted.items():
+            for _ in sequences(split, count, seed=data.world_seed, length=data.length, cache=cache):
+                bar.update()
+    say(f"estimating the prior sensitivity from {base.srft.fisher_samples} source pairs")
+    from srft.training.prior import source_prior
+
+    source_prior(base, cache)
+
+
+def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLog, uri: str | None) -> None:
+    """Test the winner beside the baseline and the untuned tracker; print, write and log what came out.
+
+    Args:
+        study: the study.
+        found: its trials' results.
+        out: output directory.
+        study_log: its MLflow runs.
+        uri: the tracking URI that was asked for.
+
+    Raises:
+        ConfigError: a chosen trial has lost its checkpoints.
+    """
+    from tqdm import tqdm
+
+    from srft.evaluation.plots import picture_strip, success_plot
+    from srft.evaluation.runner import evaluate
+    from srft.model.pretrained import load_tracker
+    from srft.run_logging import ui_command
+    from srft.training import checkpoint
+
+    chosen = {"FFT": best([r for r in found if r.trial.config.paradigm == "full"]), "SRFT": best([r for r in found if not r.trial.fixed])}
+    networks = {
+        "RGB tracker": load_tracker(study.base.tracker.pretrained),
+        "two streams, untuned": load_tracker(study.base.tracker.pretrained, streams=2),
+    }
+    for name, result in chosen.items():
+        folder = checkpoint.best(result.directory)
+        if folder is None:
+            raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
+        networks[name] = load_tracker(study.base.tracker.pretrained, streams=2)
+        networks[name].load_state_dict(checkpoint.load(folder).weights)
+
+    sets = test_sets(study.base)
+    say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")
+    evaluations: dict[str, Evaluation] = {}
+    with tqdm(total=len(networks) * sum(s.frames for s in sets), desc="test", unit="frame", disable=None, leave=False) as bar:
+        for name, network in networks.items():
+            evaluations[name] = evaluate(network, sets, on_frames=bar.update)
+
+    rows = [row(name, evaluations[name], chosen.get(name)) for name in networks]
+    board = {"study": study.name, "digest": study.digest(), "trackers": rows, "trials": [trial_row(result) for result in found]}
+    write(out / "leaderboard.json", json.dumps(board, indent=1))
+    write(out / "best.json", json.dumps(to_flat(chosen["SRFT"].trial.config), indent=1))
+    text = leaderboard(rows, found)
+    write(out / "leaderboard.md", text)
+
+    pictures = out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for test in sets:
+        slug = test.name.replace(" ", "_")
+        success_plot({name: e.measures[test.name] for name, e in evaluations.items()}, pictures / f"success_{slug}.png", title=test.name)
+        shown = {name: evaluations[name] for name in ("two streams, untuned", "FFT", "SRFT")}
+        picked = int(evaluations["SRFT"].measures[test.name].per_sequence.argsort()[len(test.sequences) // 2])
+        tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
+        picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")
+    for name, result in chosen.items():
+        index = result.trial.index
+        study_log.log_metrics(test_metrics(rows, name), index=index)
+        study_log.set_tags({"srft.chosen": name}, index=index)
+        folder = checkpoint.best(result.directory)
+        if folder is not None:
+            study_log.log_artifact(folder, index=index, folder="checkpoint")
+        study_log.log_artifact(pictures, index=index, folder="pictures")
+    study_log.log_artifact(pictures, folder="pictures")
+    study_log.log_artifact(out / "leaderboard.md")
+    study_log.log_artifact(out / "leaderboard.json")
+    study_log.log_metrics(test_metrics(rows, "SRFT"))
+    winner = chosen["SRFT"]
+    version = study_log.register(winner.trial.index, f"srft-{study.base.data.modality}", folder="checkpoint", score=winner.score)
+
+    print(f"\n{text}")
+    print(f"pictures     {pictures}")
+    if version is not None:
+        print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
+    print(f"retrain      uv run srft train --config {out / 'best.json'} --set optim.epochs=12 --out {out.parent / 'winner'}")
+    print(f"runs         {ui_command(out, uri)}", flush=True)
+
+
+def test_metrics(rows: list[dict[str, Any]], tracker: str) -> dict[str, float]:
+    """A leaderboard row as MLflow metrics.
+
+    Args:
+        rows: of the leaderboard.
+        tracker: whose row.
+
+    Returns:
+        ``test/<set>/<measure>`` to value.
+    """
+    (line,) = (r for r in rows if r["tracker"] == tracker)
+    return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in line["tests"].items() for key, value in figures.items()}
+
+
+def test_sets(base: TrainConfig) -> list[TestSet]:
+    """What trackers are tested on, once.
+
+    Args:
+        base: the study's base configuration.
+
+    Returns:
+        Synthetic test sequences, the real recording, and source RGB sequences without events.
+    """
+    from srft.data import davis_cars
+    from srft.data.synthetic import sequences
+    from srft.evaluation.runner import TestSet
+
+    data = base.data
+    render = lambda split, count: tuple(sequences(split, count, seed=data.world_seed, length=data.length))
+    return [
+        TestSet(name="synthetic test", sequences=render("target-test", data.test_sequences)),
+        TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load())),
+        TestSet(name="source RGB only", sequences=render("source-test", data.source_sequences), rgb_only=True),
+    ]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        main(tyro.cli(Sweep, description=__doc__))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command with --resume goes on")

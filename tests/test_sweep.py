@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboard import describe, leaderboard, row, trial_row
+from rgbe_sweep import Sweep, make_study, test_metrics
+from srft.config import from_flat
+from srft.search.study import TrialResult, claim
+from tests.conftest import RayCluster
+
+ROOT = Path(__file__).resolve().parent.parent
+metrics_of = test_metrics
+del test_metrics  # the script's function is not a test
+
+
+def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "experiments/rgbe_sweep.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "platform", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_default_study_has_baselines_and_six_trials() -> None:
+    study = make_study(Sweep())
+    trials = study.trials()
+    assert [t.config.paradigm for t in trials] == ["full"] * 2 + ["srft"] * 6
+    assert len({t.config.srft.kappa for t in trials[2:]}) == 6
+    quick = make_study(Sweep(quick=True))
+    assert len(quick.trials()) == 3
+    assert quick.base.optim.total_steps < study.base.optim.total_steps / 4
+
+
+def test_the_seed_changes_the_draws_and_the_runs() -> None:
+    first, second = make_study(Sweep(seed=1)), make_study(Sweep(seed=2))
+    assert first.trials()[3].point != second.trials()[3].point
+    assert first.base.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optim.lrr": 1}, ["optim.lrr", "unknown key", "optim.lr"]),
+        ({"optim.batch_size": 0}, ["optim.batch_size", "0", "at least 1"]),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_leaves_nothing(tmp_path: Path, settings: dict[str, Any], words: list[str]) -> None:
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps(settings))
+    done = sweep("--config", str(config), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {config}: ")
+    assert done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_another_study_is_refused_and_left_alone(tmp_path: Path) -> None:
+    claim(make_study(Sweep(quick=True, seed=5)), tmp_path / "out", resume=False)
+    before = (tmp_path / "out" / "study.json").read_bytes()
+    done = sweep("--quick", "--resume", "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert str(tmp_path / "out") in done.stderr
+    assert "choose another --out" in done.stderr
+    again = sweep("--quick", "--seed", "5", "--out", str(tmp_path / "out"))
+    assert "--resume" in again.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["study.json"]
+    assert (tmp_path / "out" / "study.json").read_bytes() == before
+
+
+def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:
+    import numpy as np
+
+    from srft.evaluation.metrics import measure
+    from srft.evaluation.runner import Evaluation
+
+    trials = make_study(Sweep(quick=True)).trials()
+    history = lambda value: ({"epoch": 0, "step": 1, "metrics": {"val/success_auc": value, "source/success_auc": 0.5}},)
+    found = [
+        TrialResult(trial=trials[0], state="finished", directory=tmp_path, score=0.4, history=history(0.4)),
+        TrialResult(trial=trials[1], state="stopped", directory=tmp_path, score=0.6, history=history(0.6)),
+        TrialResult(trial=trials[2], state="failed", directory=tmp_path, score=float("nan"), history=(), error="out of memory"),
+    ]
+    boxes = np.tile([10.0, 10, 20, 20], (4, 1))
+    measures = measure([(boxes, boxes, np.zeros(4, bool))])
+    rows = [row("SRFT", Evaluation(measures={"cars": measures, "roads": measures}, trajectories={}), found[1])]
+    text = leaderboard(rows, found)
+    lines = text.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("| rgbe")] == [t.name for t in (trials[1], trials[0], trials[2])]
+    assert "cars" in text
+    assert "95.2 / 100.0" in text  # 20 of 21 thresholds: no overlap exceeds 1
+    assert metrics_of(rows, "SRFT")["test/roads/precision_20"] == 1.0
+    assert json.loads(json.dumps(trial_row(found[2])))["error"] == "out of memory"
+    assert describe(trials[0].config).startswith("FFT lr=3.0e-04")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_submitted_job_runs_the_sweep_end_to_end(tmp_path: Path, ray_head: RayCluster) -> None:
+    """The README's command: a real job on a real cluster, from the files that git knows, with a token."""
+    from mlflow import MlflowClient
+
+    out = tmp_path / "out"
+    environment = {"PYTHONPATH": "platform", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
+    command += ["--runtime-env-json", json.dumps({"env_vars": environment}), "--"]
+    command += [sys.executable, "experiments/rgbe_sweep.py", "--quick", "--num-samples", "1", "--epochs", "1", "--out", str(out)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **ray_head.environment}, capture_output=True, text=True, timeout=400, check=False
+    )
+    transcript = done.stdout + done.stderr
+    assert done.returncode == 0, transcript[-4000:]
+    assert "succeeded" in transcript
+
+    board = json.loads((out / "leaderboard.json").read_text())
+    assert [r["tracker"] for r in board["trackers"]] == ["RGB tracker", "two streams, untuned", "FFT", "SRFT"]
+    assert [t["state"] for t in board["trials"]] == ["finished", "finished"]
+    assert all(0 <= figures["success_auc"] <= 1 for r in board["trackers"] for figures in r["tests"].values())
+    assert from_flat(json.loads((out / "best.json").read_text())).paradigm == "srft"
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'rgbe-sweep'")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    children = [run for run in runs.values() if "mlflow.parentRunId" in run.data.tags]
+    assert len(children) == 2
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    winner = next(run for run in children if run.data.tags.get("srft.chosen") == "SRFT")
+    assert {"srft.rank", "srft.kappa", "srft.schedule", "srft.prior_strength", "optim.lr"} <= set(winner.data.params)
+    assert {"val/success_auc", "source/success_auc", "test/DAVIS_cars/success_auc"} <= set(winner.data.metrics)
+    assert {"checkpoint", "pictures"} <= {file.path for file in client.list_artifacts(winner.info.run_id)}
+    assert client.get_model_version_by_alias("srft-rgbe", "champion").run_id == winner.info.run_id
+    assert len(list((out / "pictures").glob("*.png"))) == 6
