@@ -14,6 +14,7 @@ leaderboard.json and .md, best.json (the winner's settings, for `srft train --co
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -29,6 +30,7 @@ from leaderboard import Board, leaderboard, row, say, trial_row, write
 from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
 from srft.search.space import srft_space
 from srft.search.study import Study, TrialResult, best, claim
+from srft.training.distributed import check_resources
 
 if TYPE_CHECKING:
     from srft.data.synthetic import Split
@@ -75,7 +77,6 @@ def make_study(sweep: Sweep) -> Study:
     base = TrainConfig(
         name="rgbe",
         seed=sweep.seed,
-        workers=sweep.workers,
         data=DataConfig(
             train_sequences=6 if quick else 24,
             val_sequences=4 if quick else 10,
@@ -88,6 +89,7 @@ def make_study(sweep: Sweep) -> Study:
     )
     if sweep.config is not None:
         base = load(sweep.config, base)
+    base = dataclasses.replace(base, workers=sweep.workers)
     return Study(
         name="rgbe-sweep",
         base=base,
@@ -107,6 +109,8 @@ def main(sweep: Sweep) -> None:
     study = make_study(sweep)
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     out = (sweep.out or (Path.home() / "srft" / "rgbe_sweep" if in_job else Path("outputs/rgbe_sweep"))).resolve()
+    if not os.environ.get("RAY_ADDRESS"):  # A cluster is asked once it is connected to.
+        check_resources(study.base, 1)
     claim(study, out, resume=sweep.resume)
     trials = study.trials()
     say(f"study {study.name} ({study.digest()}): {len(trials)} trials of {study.base.optim.epochs} epochs in {out}")

@@ -142,3 +142,19 @@ print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY + (("numpy",
 def test_the_actor_side_of_the_statistics_needs_numpy_only():
     program = f"import sys, srft.training.sparsity_actor; print(*sorted({{m.split('.')[0] for m in sys.modules}} & set({HEAVY})))"
     assert python("-c", program).strip() == ""
+
+
+def test_help_of_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['srft', '--help']\n"
+        "import srft.cli\n"
+        "try: srft.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'ray', 'mlflow', 'matplotlib', 'cv2', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "platform")}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "evaluate" in done.stdout

@@ -79,6 +79,17 @@ def test_a_directory_of_another_study_is_refused_and_left_alone(tmp_path: Path) 
     assert (tmp_path / "out" / "study.json").read_bytes() == before
 
 
+def test_workers_that_no_cpu_is_free_for_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = tmp_path / "large.json"
+    config.write_text(json.dumps({"optim.batch_size": 4096}))
+    done = sweep("--workers", "4096", "--config", str(config), "--out", str(tmp_path / "out"), RAY_ADDRESS="")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "4096 worker(s)" in done.stderr
+    assert "use at most" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:
     import numpy as np
 

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -250,6 +251,8 @@ def capacity(workers: int, cpus_per_worker: int = 1) -> int:
 def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: int = 1) -> None:
     """Refuse a start that would wait for processors for ever.
 
+    Without a connection and without RAY_ADDRESS, what counts is the cluster that :func:`cluster` would start here.
+
     Args:
         config: the run, or one like the runs that are to train at once.
         concurrency: how many of them train at once.
@@ -270,6 +273,8 @@ def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: i
 
 
 def _cpus() -> float:
+    if not os.environ.get("RAY_ADDRESS") and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        return float(len(os.sched_getaffinity(0)))
     import ray
     from ray._private.state import state
 
