@@ -74,7 +74,9 @@ def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: 
                 if np.isfinite(box).all():
                     left, top, right, bottom = (round(float(v) * scale) for v in (*box[:2], *(box[:2] + box[2:])))
                     cv2.rectangle(picture, (left, top), (right, bottom), color, 2)
-            cv2.putText(picture, f"#{i}", (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # an outline, to be read on any ground
+                cv2.putText(picture, f"#{i}", (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
+            picture[:, -1] = picture[-1] = 24
             rows[row].append(picture)
     strip = np.concatenate([np.concatenate(row, 1) for row in rows if row], 0)
     legend = np.full((26, strip.shape[1], 3), 24, np.uint8)

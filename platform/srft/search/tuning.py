@@ -190,6 +190,8 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other one prints tables whatever the verbosity.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # Misses the files of those loggers.
+    # Complains that a busy machine starts processes slowly.
+    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 

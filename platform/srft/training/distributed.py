@@ -315,6 +315,8 @@ def cluster(*, dashboard: bool = False) -> Iterator[str]:
                 f"RAY_ADDRESS is {address!r}: {error}; start that cluster, or unset RAY_ADDRESS to use this machine alone"
             ) from None
     else:
+        # Says at every start that tokens are on, as they should be.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         # Two clusters on one machine mistake each other's processes for their own unless every process knows its address.
         with socket.socket() as probe:
             probe.bind(("", 0))
