@@ -29,8 +29,7 @@ class Board:
         if self.terminal:
             from tqdm import tqdm
 
-            shape = "{desc}: {n}/{total} trials |{bar}| {postfix}"
-            self.overall = tqdm(total=self.total, desc="study", position=0, bar_format=shape)
+            self.overall = tqdm(total=self.total, position=0, bar_format="{n}/{total} |{bar:12}| trials {desc}")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -59,13 +58,11 @@ class Board:
 
         bar = self.bars.get(trial.index)
         if bar is None:
-            shape = "{desc:<60} {n}/{total} |{bar:12}| {postfix}"
-            bar = tqdm(total=epochs, desc=f"{trial.name} {describe(trial.config)}", bar_format=shape)
-            self.bars[trial.index] = bar
+            bar = self.bars[trial.index] = tqdm(total=epochs, bar_format="{n}/{total} |{bar:12}| {desc}")
         bar.n = progress.epoch
-        bar.set_postfix_str(f"{figures} {progress.state if ended else ''}".rstrip())
+        bar.set_description_str(f"{trial.name} {describe(trial.config):<58} {figures}  {progress.state if ended else ''}".rstrip())
         self.overall.n = progress.ended
-        self.overall.set_postfix_str(f"{clock(progress.elapsed)} {eta}".rstrip())
+        self.overall.set_description_str(f"{clock(progress.elapsed)}  {eta}".rstrip())
 
 
 def row(name: str, evaluation: Evaluation, result: TrialResult | None) -> dict[str, Any]:
