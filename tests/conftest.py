@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+# Ray reads these once, when it is first imported, which a test that needs no cluster may do long before the cluster starts.
+os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -81,15 +82,9 @@ def ray_head() -> Iterator[RayCluster]:
         pytest.fail("the Ray tests share one cluster: run them without pytest-xdist (-p no:xdist)", pytrace=False)
     home = Path(tempfile.mkdtemp(prefix="srft", dir="/tmp"))  # Short: paths of Unix sockets end at 107 characters.
     port, dashboard, agent, metrics, client = free_ports(5)
-    token = home / "token"
-    token.write_text("0123456789abcdef" * 4)
-    token.chmod(0o600)
     environment = {
         "RAY_ADDRESS": f"127.0.0.1:{port}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT), str(ROOT / "tests")]),
     }
