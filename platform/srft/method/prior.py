@@ -1,27 +1,60 @@
-"""Prior sensitivity as data: eigenpairs by group, their truncation, bounds, key map and file."""
+"""Prior sensitivity as data: eigenpairs by group, their truncation, bounds, key map and file.
+
+Eigenvectors may be kept in fewer bits. What that costs is kept with them: e_k, the Euclidean norm of the error of eigenvector k. Whatever
+is added to V moves ``V^T Lambda V`` by at most ``2 sqrt(lambda_1 s) + s`` with ``s = sum_k lambda_k e_k^2``, in both norms of the bound.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from srft.config import FisherType
 from srft.method.groups import Group
+from srft.method.storage import open_prior, restored, stored, write_aside
+from srft.method.tangent import coordinates
 
-__all__ = ["ErrorBound", "GroupPrior", "PriorSensitivity", "load_prior", "weights_hash"]
+__all__ = ["ErrorBound", "Estimator", "GroupPrior", "PriorSensitivity", "load_prior", "weights_hash"]
 
 FORMAT = "srft-prior-1"
+Prior = TypeVar("Prior")
+
+Estimator = Literal["exact", "streaming"]
+"""``exact``: the leading eigenpairs; ``streaming``: of a sketch, with what it left out inside the bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBound:
+    """How far the kept part is from the block-diagonal Fisher matrix, or from one block of it, at most."""
+
+    spectral: float
+    """Bound of the largest singular value of the difference."""
+    frobenius: float
+    """Bound of the root of the sum of squares of the difference."""
+
+
+def rounding_bound(eigenvalues: Tensor, vector_errors: Tensor | None) -> float:
+    """How far eigenvectors in few bits move the kept part.
+
+    Args:
+        eigenvalues: ``[K]``.
+        vector_errors: ``[K]`` e, or None for none.
+
+    Returns:
+        A bound of the spectral and of the Frobenius norm of the difference.
+    """
+    if vector_errors is None or len(eigenvalues) == 0:
+        return 0.0
+    s = float((eigenvalues.cpu() * vector_errors.cpu().square()).sum())
+    return 2 * math.sqrt(float(eigenvalues.max()) * s) + s
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +70,10 @@ class GroupPrior:
     """Exact trace of the block."""
     next_eigenvalue: float
     """The largest eigenvalue left out, or an upper bound of it."""
+    left_out: float = 0.0
+    """The part of ``next_eigenvalue`` that no truncation changes: bound of what an estimator that is not exact did not see."""
+    vector_errors: Tensor | None = None
+    """``[K]`` float64 e, what fewer bits cost each eigenvector; None if they are as accurate as computed."""
 
     @property
     def residual(self) -> float:
@@ -58,8 +95,45 @@ class GroupPrior:
             self,
             eigenvalues=self.eigenvalues[:rank],
             eigenvectors=self.eigenvectors[:rank],
-            next_eigenvalue=float(self.eigenvalues[rank]),
+            next_eigenvalue=float(self.eigenvalues[rank]) + self.left_out,
+            vector_errors=None if self.vector_errors is None else self.vector_errors[:rank],
         )
+
+    def project(self, delta: Tensor) -> Tensor:
+        """Coordinates of a displacement in the span of the eigenvectors.
+
+        Args:
+            delta: ``[n]``.
+
+        Returns:
+            ``[K]``.
+        """
+        return coordinates(self.eigenvectors, delta)
+
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """The displacement with given coordinates.
+
+        Args:
+            coefficients: ``[K]``.
+
+        Returns:
+            ``[n]`` in the wider of both types.
+        """
+        dtype = torch.promote_types(self.eigenvectors.dtype, coefficients.dtype)
+        total = torch.zeros(self.eigenvectors.shape[1], dtype=dtype, device=self.eigenvectors.device)
+        for coefficient, vector in zip(coefficients.tolist(), self.eigenvectors, strict=True):
+            total.add_(vector, alpha=coefficient)
+        return total
+
+    def error_bound(self) -> ErrorBound:
+        """Distance of the kept part from the block, by what is left out and by fewer bits.
+
+        Returns:
+            Both bounds.
+        """
+        spectral = min(self.next_eigenvalue, self.residual)
+        rounding = rounding_bound(self.eigenvalues, self.vector_errors)
+        return ErrorBound(spectral=spectral + rounding, frobenius=math.sqrt(spectral * self.residual) + rounding)
 
     def measure(self) -> Tensor:
         """Sensitivity of each element: the diagonal of the kept part, ``s_i = sum_k lambda_k v_ki^2``.
@@ -73,16 +147,6 @@ class GroupPrior:
             vector = vector.to(dtype)
             s.addcmul_(vector, vector, value=eigenvalue)
         return s
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErrorBound:
-    """How far the kept part is from the block-diagonal Fisher matrix, at most."""
-
-    spectral: float
-    """Bound of the largest singular value of the difference."""
-    frobenius: float
-    """Bound of the root of the sum of squares of the difference."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,6 +166,7 @@ class PriorSensitivity:
     """What the samples were, in words or as a digest."""
     scale: float
     """Mean over the estimated model's groups of the largest eigenvalue: divides eigenvalues into dimensionless numbers."""
+    estimator: Estimator = "exact"
 
     def truncated(self, rank: int) -> PriorSensitivity:
         """Keep fewer eigenpairs per group.
@@ -132,18 +197,13 @@ class PriorSensitivity:
         Raises:
             ValueError: no source of the map has a prior.
         """
-        by_parameter: dict[str, list[GroupPrior]] = {}
-        for prior in self.groups.values():
-            by_parameter.setdefault(prior.group.parameter, []).append(prior)
         carried = {}
-        for target, source in key_map.items():
-            for prior in by_parameter.get(source, []):
-                copy = replace(prior, group=prior.group.renamed(target))
-                carried[copy.group.name] = copy
+        for prior, target in renamed({p.group: p for p in self.groups.values()}, key_map):
+            carried[target.name] = replace(prior, group=target)
         if key_map and not carried:
             raise ValueError(
                 f"key map: none of its {len(key_map)} sources has a prior, e.g. {next(iter(key_map.values()))!r}; "
-                f"the prior knows {', '.join(list(by_parameter)[:3])}, ..."
+                f"the prior knows {', '.join(list(dict.fromkeys(p.group.parameter for p in self.groups.values()))[:3])}, ..."
             )
         return replace(self, groups=carried)
 
@@ -157,22 +217,42 @@ class PriorSensitivity:
         Returns:
             Both bounds.
         """
-        left_out = [(min(p.next_eigenvalue, p.residual), p.residual) for p in self.groups.values()]
-        return ErrorBound(
-            spectral=max((following for following, _ in left_out), default=0.0),
-            frobenius=math.sqrt(sum(following * residual for following, residual in left_out)),
-        )
+        return of_blocks([prior.error_bound() for prior in self.groups.values()])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, storage: torch.dtype | None = None) -> None:
         """Write a safetensors file, aside first and then renamed.
 
         Args:
             path: the file.
+            storage: type of the eigenvectors in it, such as ``torch.bfloat16`` or ``torch.int8`` (each row with its own scale); None keeps
+                theirs. What fewer bits cost is in ``vector_errors`` and in the bounds of what is loaded.
+
+        """
+        tensors, entries = self.as_file(path, storage)
+        metadata = {"format": FORMAT, "estimator": self.estimator, "prior": json.dumps(self.header()), "groups": json.dumps(entries)}
+        write_aside(path, tensors, metadata)
+
+    def header(self) -> dict[str, Any]:
+        """What a file says of the whole prior.
+
+        Returns:
+            Values by field.
+        """
+        return {f: getattr(self, f) for f in ("rank", "samples", "fisher_type", "base_hash", "data", "scale")}
+
+    def as_file(self, path: str | Path, storage: torch.dtype | None) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """What a file holds of the groups.
+
+        Args:
+            path: the file, for the error message.
+            storage: type of the eigenvectors in it; None keeps theirs.
+
+        Returns:
+            Tensors by name and an entry per group.
 
         Raises:
             ValueError: groups share eigenvectors, so this is a carried prior: save the one that it came from.
         """
-        path = Path(path)
         tensors: dict[str, Tensor] = {}
         entries: list[dict[str, Any]] = []
         owners: dict[int, str] = {}
@@ -182,26 +262,14 @@ class PriorSensitivity:
                     f"{path}: {name} and {other} share their eigenvectors; save the prior of the base model and carry it after loading"
                 )
             tensors[f"{name}/eigenvalues"] = prior.eigenvalues.contiguous()
-            tensors[f"{name}/eigenvectors"] = prior.eigenvectors.contiguous()
-            g = prior.group
-            entries.append(
-                {
-                    "parameter": g.parameter,
-                    "start": g.start,
-                    "stop": g.stop,
-                    "part": g.part,
-                    "trace": prior.trace,
-                    "next_eigenvalue": prior.next_eigenvalue,
-                }
-            )
-        header = {f: getattr(self, f) for f in ("rank", "samples", "fisher_type", "base_hash", "data", "scale")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file(tensors, aside, {"format": FORMAT, "prior": json.dumps(header), "groups": json.dumps(entries)})
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+            vectors, errors = stored(f"{name}/eigenvectors", prior.eigenvectors, storage)
+            tensors.update(vectors)
+            known = [e for e in (prior.vector_errors, errors) if e is not None]
+            if known:
+                tensors[f"{name}/vector_errors"] = torch.stack(known).sum(0)
+            numbers = {"trace": prior.trace, "next_eigenvalue": prior.next_eigenvalue, "left_out": prior.left_out}
+            entries.append({**asdict(prior.group), **numbers})
+        return tensors, entries
 
 
 def load_prior(path: str | Path, *, base_hash: str, device: str | torch.device = "cpu") -> PriorSensitivity:
@@ -213,38 +281,71 @@ def load_prior(path: str | Path, *, base_hash: str, device: str | torch.device =
         device: where to put the tensors.
 
     Returns:
-        The prior.
-
-    Raises:
-        ValueError: the file is missing, is no prior, is cut short, or belongs to another model.
+        The prior. A file that is missing, is no prior, is cut short, or belongs to another model is a ValueError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; estimate the prior and save it there")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: format is {metadata.get('format')!r}; expected {FORMAT!r}, a prior sensitivity")
-            header, entries = json.loads(metadata["prior"]), json.loads(metadata["groups"])
-            if header["base_hash"] != base_hash:
-                raise ValueError(
-                    f"{path}: estimated on weights {header['base_hash']}, but the model has weights {base_hash}; "
-                    "load the checkpoint that it was estimated on, or estimate it again"
-                )
-            groups = {}
-            for entry in entries:
-                group = Group(entry["parameter"], entry["start"], entry["stop"], entry["part"])
-                groups[group.name] = GroupPrior(
-                    group=group,
-                    eigenvalues=file.get_tensor(f"{group.name}/eigenvalues"),
-                    eigenvectors=file.get_tensor(f"{group.name}/eigenvectors"),
-                    trace=entry["trace"],
-                    next_eigenvalue=entry["next_eigenvalue"],
-                )
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file ({error}); estimate the prior again") from None
-    return PriorSensitivity(groups=groups, **header)
+    with open_prior(path, FORMAT, base_hash, device) as (file, header, entries):
+        # Files from before there was a choice of estimators do not name the one that there was.
+        estimator = file.metadata().get("estimator", "exact")
+        return PriorSensitivity(groups=read_group_priors(file, entries), estimator=estimator, **header)
+
+
+def read_group_priors(file: Any, entries: Sequence[Mapping[str, Any]]) -> dict[str, GroupPrior]:
+    """Groups from a file.
+
+    Args:
+        file: an open safetensors file.
+        entries: as :meth:`PriorSensitivity.as_file` made them.
+
+    Returns:
+        Priors by group name.
+    """
+    names, groups = set(file.keys()), {}
+    for entry in entries:
+        group = Group(entry["parameter"], entry["start"], entry["stop"], entry["part"])
+        errors = f"{group.name}/vector_errors"
+        groups[group.name] = GroupPrior(
+            group=group,
+            eigenvalues=file.get_tensor(f"{group.name}/eigenvalues"),
+            eigenvectors=restored(file, f"{group.name}/eigenvectors"),
+            trace=entry["trace"],
+            next_eigenvalue=entry["next_eigenvalue"],
+            left_out=entry.get("left_out", 0.0),  # Absent in files from before, which come from the exact estimator.
+            vector_errors=file.get_tensor(errors).cpu() if errors in names else None,
+        )
+    return groups
+
+
+def of_blocks(bounds: Sequence[ErrorBound]) -> ErrorBound:
+    """The bound of a block-diagonal matrix.
+
+    Args:
+        bounds: of its blocks.
+
+    Returns:
+        Both bounds.
+    """
+    return ErrorBound(
+        spectral=max((bound.spectral for bound in bounds), default=0.0),
+        frobenius=math.sqrt(sum(bound.frobenius**2 for bound in bounds)),
+    )
+
+
+def renamed(priors: Mapping[Group, Prior], key_map: Mapping[str, str]) -> Iterator[tuple[Prior, Group]]:
+    """Pair priors with the groups that their weights are copied to.
+
+    Args:
+        priors: anything by source group.
+        key_map: source parameter of each target parameter.
+
+    Yields:
+        What belongs to the source, and the target's group.
+    """
+    by_parameter: dict[str, list[tuple[Group, Prior]]] = {}
+    for group, prior in priors.items():
+        by_parameter.setdefault(group.parameter, []).append((group, prior))
+    for target, source in key_map.items():
+        for group, prior in by_parameter.get(source, []):
+            yield prior, group.renamed(target)
 
 
 def weights_hash(state: Mapping[str, Any]) -> str:

@@ -1,0 +1,142 @@
+"""Files of priors: eigenvectors in fewer bits with known errors, written aside first, refused for another model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["open_prior", "restored", "row_errors", "stored", "to_int8", "write_aside"]
+
+
+def row_errors(vectors: Tensor, rounded: Tensor) -> Tensor:
+    """Euclidean norm of the difference of each row.
+
+    Args:
+        vectors: ``[K, n]``.
+        rounded: ``[K, n]``, the same in fewer bits.
+
+    Returns:
+        ``[K]`` float64 on the CPU.
+    """
+    norms = [torch.linalg.vector_norm(v.double() - r.double()) for v, r in zip(vectors, rounded, strict=True)]
+    return torch.stack(norms).cpu() if norms else torch.zeros(0, dtype=torch.float64)
+
+
+def to_int8(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, each with a scale of its own, so that an element is off by at most half a scale.
+
+    Args:
+        vectors: ``[K, n]``.
+
+    Returns:
+        ``[K, n]`` int8 and ``[K, 1]`` float32 scales; their product is the rows.
+    """
+    largest = vectors.abs().amax(1, keepdim=True) if vectors.numel() else vectors.new_ones(len(vectors), 1)
+    scale = (largest.float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    quantized = torch.empty(vectors.shape, dtype=torch.int8, device=vectors.device)
+    for row, vector, unit in zip(quantized, vectors, scale, strict=True):
+        row.copy_((vector.float() / unit).round())
+    return quantized, scale
+
+
+def stored(name: str, vectors: Tensor, storage: torch.dtype | None) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Vectors as a file keeps them.
+
+    Args:
+        name: of the tensor in the file.
+        vectors: ``[K, n]``.
+        storage: ``torch.int8`` or a floating type; None keeps their type.
+
+    Returns:
+        Tensors for the file and the error of each row, None if there is none.
+
+    Raises:
+        ValueError: the type is another integer type.
+    """
+    if storage is None or storage == vectors.dtype:
+        return {name: vectors.contiguous()}, None
+    if storage == torch.int8:
+        quantized, scale = to_int8(vectors)
+        return {name: quantized, f"{name}.scale": scale}, row_errors(vectors, quantized * scale)
+    if not storage.is_floating_point:
+        raise ValueError(f"storage is {storage}; expected torch.int8 or a floating type such as torch.bfloat16")
+    rounded = vectors.to(storage)
+    return {name: rounded.contiguous()}, row_errors(vectors, rounded)
+
+
+def restored(file: Any, name: str) -> Tensor:
+    """Vectors from a file.
+
+    Args:
+        file: an open safetensors file.
+        name: as given to :func:`stored`.
+
+    Returns:
+        ``[K, n]`` in the type that they were kept in, float32 if that is int8.
+    """
+    vectors = file.get_tensor(name)
+    return vectors * file.get_tensor(f"{name}.scale") if vectors.dtype == torch.int8 else vectors
+
+
+def write_aside(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, aside first and then renamed.
+
+    Args:
+        path: the file; its folder is made.
+        tensors: contiguous, by name.
+        metadata: by key.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, aside, metadata)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_prior(
+    path: str | Path, file_format: str, base_hash: str, device: str | torch.device
+) -> Iterator[tuple[Any, dict[str, Any], list[dict[str, Any]]]]:
+    """Open a prior's file after checking that it is one and belongs to the model.
+
+    Args:
+        path: the file.
+        file_format: the format expected.
+        base_hash: :func:`weights_hash` of the model.
+        device: where to put the tensors.
+
+    Yields:
+        The open safetensors file, its header and its entries by group.
+
+    Raises:
+        ValueError: the file is missing, has another format, is cut short, or belongs to another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; estimate the prior and save it there")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != file_format:
+                raise ValueError(f"{path}: format is {metadata.get('format')!r}; expected {file_format!r}, a prior sensitivity")
+            header, entries = json.loads(metadata["prior"]), json.loads(metadata["groups"])
+            if header["base_hash"] != base_hash:
+                raise ValueError(
+                    f"{path}: estimated on weights {header['base_hash']}, but the model has weights {base_hash}; "
+                    "load the checkpoint that it was estimated on, or estimate it again"
+                )
+            yield file, header, entries
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); estimate the prior again") from None

@@ -1,0 +1,180 @@
+"""Sensitivity regularization around any torch optimizer.
+
+``SRFTAdamW`` is the fast form: one pass over the weights, no copy of them. This one lets a base optimizer take its step and corrects
+what it did, which needs no knowledge of the base but a copy of the weights during the step where damping is on:
+
+1. ``penalty`` or ``projection`` change the gradients that the base sees.
+2. The base takes its step, from theta to theta + d.
+3. Damping: theta + (1 - lambda_d m) d, weight decay included.
+4. ``proximal``: the closed-form pull towards theta_0.
+
+Around ``torch.optim.AdamW`` this is ``SRFTAdamW`` up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from srft.config import SRFTConfig
+from srft.method.optimizer import SRFTAdamW, _average_two_steps
+from srft.method.prior import PriorSensitivity
+from srft.method.sketch import chunks
+from srft.method.tangent import pull_back
+
+__all__ = ["SRFTAround"]
+
+
+class SRFTAround(SRFTAdamW):
+    """An optimizer whose steps are a base optimizer's, regularized by prior and transfer sensitivity.
+
+    Use it in the base's place: it holds the parameter groups, with the base's other settings left to the base, and hands their learning
+    rates on at every step. ``state_dict`` holds the base's, too. Statistics go in and out as for ``SRFTAdamW``.
+
+    The transfer sensitivity is the base's ``exp_avg_sq`` where it keeps one with the ``betas`` of its group and a ``step`` (Adam and its
+    relatives); otherwise it is a running mean of squared gradients kept here.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = SRFTAround(base, model.named_parameters(), total_steps=100, srft=SRFTConfig(rank=0, damping_strength=0.5))
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        total_steps: int,
+        srft: SRFTConfig,
+        prior: PriorSensitivity | None = None,
+        pretrained: Mapping[str, Tensor] | None = None,
+        beta2: float = 0.999,
+    ) -> None:
+        """Set up parameters, prior and anchors.
+
+        Args:
+            base: any torch optimizer with a learning rate in its groups; let nothing else take its steps.
+            named_parameters: names of its parameters; others are passed over.
+            total_steps: length of the run, over which the prior hands over.
+            srft: the method's settings.
+            prior: keyed by these names, on their device; truncated to ``srft.rank``.
+            pretrained: theta_0 by name; present values when None.
+            beta2: decay of the running mean of squared gradients where the base keeps none.
+
+        Raises:
+            ValueError: a parameter of the base has no name; and whatever is one for ``SRFTAdamW``.
+        """
+        names: dict[Tensor, str] = {p: name for name, p in named_parameters}
+        nameless = sum(p not in names for group in base.param_groups for p in group["params"])
+        if nameless:
+            raise ValueError(f"{nameless} parameters of the base optimizer have no name; pass the model's named_parameters()")
+        groups = []
+        for group in base.param_groups:
+            own = {"lr": float(group["lr"]), "betas": group.get("betas", (0.0, beta2))}
+            extra = {"lr_multiplier": group["lr_multiplier"]} if "lr_multiplier" in group else {}
+            groups.append({"params": [(names[p], p) for p in group["params"]], **own, **extra})
+        self.base = base
+        super().__init__(groups, total_steps=total_steps, weight_decay=0.0, srft=srft, prior=prior, pretrained=pretrained)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
+        """Let the base take its step, regularized.
+
+        Args:
+            closure: computes the loss again and returns it, once; bases that call it several times (L-BFGS) are not served.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        settings, w = self.srft, self.prior_weight
+        tangent = settings.prior_strength * w > 0
+        trained = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        before: dict[Tensor, Tensor] = {}
+        for _, parameters in trained:
+            for p in parameters:
+                p.grad = p.grad.contiguous()
+                if tangent and settings.mode != "proximal":
+                    self._regularize(p, p.grad, w)
+                if settings.damping_strength > 0:
+                    before[p] = p.detach().clone()
+        for mine, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
+            theirs["lr"] = mine["lr"]
+        self.base.step()
+        for group, parameters in trained:
+            for p in parameters:
+                self._measure(p, group["betas"][1])
+                if p in before:
+                    self._damp(p, before.pop(p), group["betas"][1], w)
+                if tangent and settings.mode == "proximal":
+                    for op, vectors in self._with_prior(p):
+                        strength = float(group["lr"]) * settings.prior_strength * w
+                        pull_back(op.group.of(p), vectors, self._offset(p, op, vectors), op.curvature, strength)
+        self.steps_taken += 1
+        return loss
+
+    def _measure(self, p: Tensor, beta2: float) -> None:
+        state, theirs = self.state[p], self.base.state.get(p, {})
+        assert p.grad is not None
+        if "exp_avg_sq" in theirs and "step" in theirs:
+            state["exp_avg_sq"], state["step"] = theirs["exp_avg_sq"], theirs["step"]
+        else:
+            if "exp_avg_sq" not in state:
+                state["exp_avg_sq"], state["step"] = torch.zeros_like(p), torch.zeros((), dtype=torch.float32)
+            state["step"] += 1
+            state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        if self.srft.transfer == "two_step":
+            for name in ("last_square", "two_step"):
+                if name not in state:
+                    state[name] = torch.zeros_like(p)
+            _average_two_steps(state, p.grad)
+
+    def _damp(self, p: Tensor, before: Tensor, beta2: float, w: float) -> None:
+        state, (low, high), strength = self.state[p], self.srft.damping_range, self.srft.damping_strength
+        root = (1 - beta2 ** state["step"].item()) ** 0.5
+        now, old, second = p.detach().view(-1), before.view(-1), state["exp_avg_sq"].view(-1)
+        two_step = state["two_step"].view(-1) if self.srft.transfer == "two_step" else None
+        for op in self._operations[p]:
+            share = w if op.prior is not None else 0.0
+            prior_ranks = self._ranks_of_prior(op.prior) if op.prior is not None and share > 0 else None
+            for a, b in chunks(op.group.numel, p.device):
+                part = slice(op.group.start + a, op.group.start + b)
+                rank = op.ranks.lookup(second[part].sqrt().div_(root) if two_step is None else two_step[part].sqrt()).mul_(1 - share)
+                if prior_ranks is not None:
+                    rank.add_(prior_ranks[a:b], alpha=share)
+                # theta' = theta + d - lambda_d m d
+                now[part].lerp_(old[part], rank.mul_(high - low).add_(low).mul_(strength).to(now.dtype))
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of this optimizer, the base's under ``base``.
+
+        Returns:
+            For :meth:`load_state_dict`.
+        """
+        return {**super().state_dict(), "base": self.base.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a run stopped.
+
+        Args:
+            state_dict: from :meth:`state_dict`, with the same base.
+
+        Raises:
+            ValueError: it holds no base, or was written with a prior of another rank.
+        """
+        if "base" not in state_dict:
+            raise ValueError(
+                f"optimizer state holds {', '.join(state_dict)} and no base; expected the state of an optimizer around another"
+            )
+        self.base.load_state_dict(state_dict["base"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "base"})
