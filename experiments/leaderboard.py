@@ -155,10 +155,11 @@ def describe(config: TrainConfig) -> str:
     Returns:
         Such as ``SRFT K=16 power k=0.5 p=100 d=0.3 lr=3.0e-04``.
     """
-    if config.paradigm != "srft":
-        return f"FFT lr={config.optim.lr:.1e}"
+    if not config.paradigm.startswith("srft"):
+        return f"{'FFT' if config.paradigm == 'full' else config.paradigm} lr={config.optim.lr:.1e}"
     s = config.srft
-    return f"SRFT K={s.rank} {s.schedule} k={s.kappa:.2g} p={s.prior_strength:.3g} d={s.damping_strength:.2g} lr={config.optim.lr:.1e}"
+    settings = f"K={s.rank} {s.schedule} k={s.kappa:.2g} p={s.prior_strength:.3g} d={s.damping_strength:.2g}"
+    return f"{config.paradigm.upper()} {settings} lr={config.optim.lr:.1e}"
 
 
 def clock(seconds: float) -> str:

@@ -182,6 +182,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     from srft.model.pretrained import load_tracker
     from srft.run_logging import ui_command
     from srft.training import checkpoint
+    from srft.training.step import tuned_tracker
 
     chosen = {"FFT": best([r for r in found if r.trial.config.paradigm == "full"]), "SRFT": best([r for r in found if not r.trial.fixed])}
     networks = {
@@ -192,8 +193,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         folder = checkpoint.best(result.directory)
         if folder is None:
             raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
-        networks[name] = load_tracker(study.base.tracker.pretrained, streams=2)
-        networks[name].load_state_dict(checkpoint.load(folder).weights)
+        networks[name] = tuned_tracker(folder)
 
     sets = test_sets(study.base)
     say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")

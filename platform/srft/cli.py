@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from srft.config import ConfigError, TrainConfig, from_flat, load
+from srft.training.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def main() -> None:
             _train(command)
         else:
             _evaluate(command)
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, CheckpointError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command with --resume goes on")
@@ -120,10 +121,11 @@ def _train(command: Train) -> None:
         train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
     else:
         from srft.data.synthetic import load_domain
+        from srft.method.paradigms import what_trains
         from srft.training.prior import source_prior
 
         load_domain(config.data, cache)
-        if config.paradigm == "srft" and config.srft.rank > 0:
+        if what_trains(config.paradigm)[1] and config.srft.rank > 0:
             source_prior(config, cache)
         with cluster(dashboard=True):
             train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
@@ -137,16 +139,10 @@ def _evaluate(command: Evaluate) -> None:
     from srft.evaluation.plots import picture_strip, success_plot
     from srft.evaluation.runner import TestSet, evaluate
     from srft.model.pretrained import load_tracker
-    from srft.training import checkpoint
+    from srft.training.step import tuned_tracker
 
     folder = Path(command.weights)
-    if folder.is_dir():
-        saved = checkpoint.load(folder)
-        config = from_flat(saved.meta.config, source=str(folder))
-        network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2)
-        network.load_state_dict(saved.weights)
-    else:
-        network = load_tracker(command.weights)
+    network = tuned_tracker(folder) if folder.is_dir() else load_tracker(command.weights)
     cars = TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load()), rgb_only=command.rgb_only)
     evaluation = evaluate(network, [cars])
     measures = evaluation.measures[cars.name]

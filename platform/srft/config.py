@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-Schedule = Literal["power", "constant", "linear", "cosine", "exponential", "step"]
+Schedule = Literal["power", "constant", "linear", "cosine", "exponential", "step", "adaptive"]
 TangentMode = Literal["penalty", "proximal", "projection"]
 PriorScale = Literal["global", "group"]
 TransferSource = Literal["adam", "two_step"]
 FisherType = Literal["empirical", "mc"]
-Paradigm = Literal["full", "srft", "head"]
+Paradigm = Literal[
+    "full", "head", "bias", "lora", "adapter", "prompt", "srft", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"
+]
 Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
 Preset = Literal["tiny", "small", "base", "base_384"]
 
@@ -170,7 +172,7 @@ class TrainConfig:
     name: str = "run"
     """What the run is called; with the hash of everything else it is the run's identity."""
     paradigm: Paradigm = "srft"
-    """What trains and how: everything plainly (full), everything regularized (srft), or the box head alone (head)."""
+    """What trains: everything, the box head, biases, or parts that are added; with srft- in front (srft is everything), regularized."""
     seed: int = 0
     """Batch order, augmentation and initialization of new parameters."""
     workers: int = 1

@@ -27,7 +27,7 @@ from torch.optim.adamw import adamw
 from srft.config import SRFTConfig
 from srft.method.groups import Group, groups_of
 from srft.method.prior import GroupPrior, PriorSensitivity
-from srft.method.schedule import prior_weight
+from srft.method.schedule import AdaptiveWeight, prior_weight
 from srft.method.sketch import TensorRanks, chunks, histogram_of, tensor_ranks
 from srft.method.sparsity import MergedStatistics, Sketch, rank_table
 from srft.method.tangent import coordinates, penalize, project, pull_back
@@ -107,6 +107,7 @@ class SRFTAdamW(Optimizer):
         self.srft = PLAIN if srft is None else srft
         self.total_steps = total_steps
         self.steps_taken = 0
+        self.adaptive = AdaptiveWeight()
         self._prior = prior.truncated(self.srft.rank) if prior is not None else None
         self._pretrained = pretrained
         self._operations: dict[Tensor, list[_Operation]] = {}
@@ -127,6 +128,8 @@ class SRFTAdamW(Optimizer):
     @property
     def prior_weight(self) -> float:
         """Share of the prior w at the step about to be taken."""
+        if self.srft.schedule == "adaptive":
+            return self.adaptive.weight
         return prior_weight(self.srft.schedule, self.srft.kappa, min(self.steps_taken / self.total_steps, 1.0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -332,7 +335,7 @@ class SRFTAdamW(Optimizer):
         return Sketch(histograms)
 
     def set_statistics(self, statistics: MergedStatistics) -> None:
-        """Use these ranks from the next step on.
+        """Use these ranks, and the weight that the adaptive schedule gives for them, from the next step on.
 
         Args:
             statistics: merged over all workers.
@@ -347,6 +350,9 @@ class SRFTAdamW(Optimizer):
                         f"statistics of step {statistics.step} lack {op.group.name}; expected every group of the optimizer's parameters"
                     )
                 op.ranks = tensor_ranks(statistics.tables[op.group.name], p.device)
+        if self.srft.schedule == "adaptive":
+            self.adaptive = self.adaptive.after(statistics, self.srft.kappa)
+            self.param_groups[0]["adaptive"] = self.adaptive.state_dict()
         self.param_groups[0]["statistics"] = statistics.to_bytes()
 
     @torch.no_grad()
@@ -374,7 +380,11 @@ class SRFTAdamW(Optimizer):
                 group.setdefault(name, value)
         self.steps_taken = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
         if statistics := self.param_groups[0].get("statistics"):
+            self.adaptive = AdaptiveWeight()
             self.set_statistics(MergedStatistics.from_bytes(statistics))
+        if adaptive := state_dict["param_groups"][0].get("adaptive"):
+            self.adaptive = AdaptiveWeight.from_state(adaptive)
+            self.param_groups[0]["adaptive"] = adaptive
 
 
 def _average_two_steps(state: dict[str, Any], gradient: Tensor) -> None:

@@ -17,7 +17,7 @@ from srft.data.sequence import Sequence
 from srft.data.synthetic import WORLD_VERSION, sequences
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, weights_hash
 from srft.method.groups import groups_of
-from srft.method.paradigms import select_trainable
+from srft.method.paradigms import select_trainable, what_trains
 from srft.model.losses import center_label_loss, tracking_loss
 from srft.model.pretrained import load_tracker, two_stream_sources
 from srft.model.tracker import MultiModalTracker
@@ -42,13 +42,14 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -
     identity = weights_hash(single.state_dict())
     srft, data = config.srft, config.data
     rank = max(_USUAL_RANK, srft.rank) if rank is None else rank
-    drawn = [WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, config.tracker.freeze_head]
+    freeze_head = config.tracker.freeze_head and what_trains(config.paradigm)[0] != "head"
+    drawn = [WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
     variant = f"{srft.fisher}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
     if path.exists():
         return load_prior(path, base_hash=identity)
     train = tuple(sequences("source-train", _SOURCE_SEQUENCES, seed=data.world_seed, length=data.length, cache=cache))
-    trainable = select_trainable(single, "srft", freeze_head=config.tracker.freeze_head)
+    trainable = select_trainable(single, "full", freeze_head=freeze_head)
     parameters = dict(single.named_parameters())
     log.info("estimating the prior sensitivity from %d source pairs", srft.fisher_samples)
     prior = estimate_prior(
@@ -82,9 +83,9 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
     dtype = torch.float32 if device.type == "cpu" else None
     widened = {name: replace(group, eigenvectors=group.eigenvectors.to(device, dtype)) for name, group in prior.groups.items()}
     prior = replace(prior, groups=widened)
-    if network.streams == 1:
-        return prior
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if network.streams == 1:
+        return prior.carried({name: name for name in names})
     return prior.carried(two_stream_sources(network.arch.fusion_after, names))
 
 

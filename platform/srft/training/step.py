@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from srft.config import ConfigError, OptimConfig, TrainConfig
+from srft.config import ConfigError, OptimConfig, TrainConfig, from_flat
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Domain, Sequence
 from srft.data.synthetic import load_domain
@@ -22,7 +22,7 @@ from srft.evaluation.metrics import measure
 from srft.evaluation.online import track_sequences
 from srft.method.fisher import PriorSensitivity
 from srft.method.optimizer import SRFTAdamW
-from srft.method.paradigms import select_trainable
+from srft.method.paradigms import add_parts, select_trainable, what_trains
 from srft.method.sparsity import LocalExchange, MergedStatistics, StatisticsExchange
 from srft.model.backbone import PRESETS
 from srft.model.losses import tracking_loss
@@ -111,9 +111,7 @@ def fine_tune(
         ConfigError: the weights are not of the run's preset, or the directory holds checkpoints that this run may not go on from.
     """
     worker = worker or Worker()
-    regularized = config.paradigm == "srft"
-    if regularized and config.srft.rank > 0 and prior is None:
-        raise ValueError(f"paradigm srft with srft.rank {config.srft.rank} needs a prior; pass one (source_prior), or set srft.rank to 0")
+    _, regularized = what_trains(config.paradigm)
     if not resume and (found := checkpoint.latest(directory)) is not None:
         raise ConfigError(f"{found}: the directory holds checkpoints of an earlier start; resume it or choose another directory")
     torch.manual_seed(config.seed)
@@ -124,7 +122,13 @@ def fine_tune(
             f"tracker.preset is {config.tracker.preset!r}, but the weights {config.tracker.pretrained} are of preset {preset!r}; "
             "set the preset of the weights, or weights of the preset"
         )
+    new = add_parts(network, config.paradigm, seed=config.seed)
     trainable = set(select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head))
+    wanted = regularized and config.srft.rank > 0 and bool(trainable - new)  # new parameters have no prior
+    if wanted and prior is None:
+        raise ValueError(
+            f"paradigm {config.paradigm} with srft.rank {config.srft.rank} needs a prior; pass one (source_prior), or set srft.rank to 0"
+        )
     sampler = PairSampler(
         sequences=domain.train,
         arch=network.arch,
@@ -139,7 +143,7 @@ def fine_tune(
         lr=config.optim.lr,
         weight_decay=config.optim.weight_decay,
         srft=config.srft if regularized else None,
-        prior=carry(prior.truncated(config.srft.rank), network) if regularized and prior is not None and config.srft.rank > 0 else None,
+        prior=carry(prior.truncated(config.srft.rank), network) if wanted and prior is not None else None,
         fused=True,
     )
     exchange = worker.statistics or LocalExchange(config.srft.refresh)
@@ -187,8 +191,25 @@ def run(
         The last epoch's report.
     """
     domain = load_domain(config.data, cache)
-    prior = source_prior(config, cache) if config.paradigm == "srft" and config.srft.rank > 0 else None
+    prior = source_prior(config, cache) if what_trains(config.paradigm)[1] and config.srft.rank > 0 else None
     return fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=on_epoch, resume=resume)
+
+
+def tuned_tracker(folder: Path) -> MultiModalTracker:
+    """The tracker of a checkpoint.
+
+    Args:
+        folder: an ``epoch_*`` directory. One that is incomplete or altered is a ``checkpoint.CheckpointError``.
+
+    Returns:
+        The tracker in eval mode, with the parts that its paradigm added.
+    """
+    saved = checkpoint.load(folder)
+    config = from_flat(saved.meta.config, source=str(folder))
+    network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2)
+    add_parts(network, config.paradigm, seed=config.seed)
+    network.load_state_dict(saved.weights)
+    return network.eval()
 
 
 def _restore(
@@ -222,6 +243,7 @@ def _epoch(
     epoch: int,
 ) -> dict[str, float]:
     optim, refresh = config.optim, config.srft.refresh
+    _, regularized = what_trains(config.paradigm)
     network.train()
     network.box_head.eval()  # normalization statistics stay as pre-trained
     sums: dict[str, float] = {}
@@ -236,19 +258,20 @@ def _epoch(
         parts = _step(model, optimizer, batch, learning_rate(optim, step), optim.grad_clip, f"epoch {epoch}, step {step}")
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + value
-        if config.paradigm == "srft" and (step + 1) % refresh == 0:
+        if regularized and (step + 1) % refresh == 0:
             exchange.submit(step + 1, optimizer.sketches(worker.rank, worker.world_size))
     seconds = time.perf_counter() - started
     shares = worker.gather(sums)
     metrics = {f"train/{name}": float(np.mean([share[name] for share in shares])) / optim.steps_per_epoch for name in sums}
     metrics["lr"] = learning_rate(optim, optimizer.steps_taken - 1)
     metrics["throughput/samples_per_s"] = optim.steps_per_epoch * optim.batch_size / seconds
-    if config.paradigm == "srft":
+    if regularized:
         metrics["srft/prior_weight"] = optimizer.prior_weight
     if merged is not None:
-        hoyer = {name: figures.hoyer for name, figures in merged.figures.items() if "weight" in name and "norm" not in name}
+        hoyer = {n: figures.hoyer for n, figures in merged.figures.items() if ("weight" in n or "lora_" in n) and "norm" not in n}
         metrics |= {f"sparsity/hoyer/{name.removeprefix('backbone.')}": value for name, value in hoyer.items()}
-        metrics["sparsity/hoyer"] = math.fsum(hoyer.values()) / len(hoyer)  # The same for any order of the operations.
+        if hoyer:
+            metrics["sparsity/hoyer"] = math.fsum(hoyer.values()) / len(hoyer)  # The same for any order of the operations.
     return metrics
 
 
@@ -267,7 +290,7 @@ def _step(model: nn.Module, optimizer: SRFTAdamW, batch: Batch, lr: float, clip:
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_multiplier", 1.0)
     optimizer.step()
     return values
 
