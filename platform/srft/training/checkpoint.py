@@ -342,11 +342,11 @@ def _score(path: Path, metric: str) -> float:
 
 
 def _verify(path: Path) -> None:
-    remedy = f"delete {path} to silence this"
+    remedy = "the folder is no whole checkpoint; use another epoch_* folder of the run"
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path / MANIFEST} is missing or unreadable ({error}); {remedy}") from None
+        raise CheckpointError(f"{path / MANIFEST} is missing or unreadable ({error.__class__.__name__}); {remedy}") from None
     for name in (WEIGHTS, STATE, META):
         file, expected = path / name, manifest.get(name)
         if expected is None or not file.is_file():
