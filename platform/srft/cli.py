@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from srft.config import ConfigError, TrainConfig, from_flat, load
-from srft.training.checkpoint import CheckpointError
+from srft.training import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def main() -> None:
             _train(command)
         else:
             _evaluate(command)
-    except (ConfigError, CheckpointError, FileNotFoundError) as error:
+    except (ConfigError, checkpoint.CheckpointError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command with --resume goes on")
@@ -129,8 +129,6 @@ def _train(command: Train) -> None:
             source_prior(config, cache)
         with cluster(dashboard=True):
             train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
-    from srft.training import checkpoint
-
     print(f"best checkpoint  {checkpoint.best(command.out)}")
 
 
@@ -152,7 +150,7 @@ def _evaluate(command: Evaluate) -> None:
     if command.json:
         per_sequence = dict(zip([s.name for s in cars.sequences], map(float, measures.per_sequence), strict=True))
         figures = {"success_auc": measures.success_auc, "precision_20": measures.precision_20, "per_sequence": per_sequence}
-        command.json.write_text(json.dumps(figures, indent=1))
+        checkpoint.write_json(command.json, figures)
     if command.pictures:
         command.pictures.mkdir(parents=True, exist_ok=True)
         success_plot({folder.name: measures}, command.pictures / "success.png", title=cars.name)

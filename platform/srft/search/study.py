@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +188,7 @@ def claim(study: Study, directory: Path, *, resume: bool) -> None:
         "base": to_flat(study.base),
         "trials": [{"index": trial.index, "fixed": trial.fixed, "point": trial.point} for trial in study.trials()],
     }
-    _write_json(marker, description)
+    checkpoint.write_json(marker, description)
 
 
 def results(study: Study, directory: Path) -> list[TrialResult]:
@@ -246,7 +245,7 @@ def record_end(home: Path, state: TrialState, *, seconds: float, error: str = ""
         error: last line of what made it fail.
     """
     home.mkdir(parents=True, exist_ok=True)
-    _write_json(home / _RESULT, {"state": state, "seconds": seconds, "error": error})
+    checkpoint.write_json(home / _RESULT, {"state": state, "seconds": seconds, "error": error})
 
 
 def forget_end(home: Path) -> None:
@@ -256,9 +255,3 @@ def forget_end(home: Path) -> None:
         home: directory of the trial.
     """
     (home / _RESULT).unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value, indent=1))
-    os.replace(aside, path)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint", "CheckpointError", "Meta", "best", "claim", "config_of", "environment", "git_commit", "history", "latest",
-    "load", "read_meta", "save",
+    "load", "read_meta", "save", "write_json",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
     _remove_orphans(directory)
     if not marker.exists():
         # The name and the number of workers may change when a run goes on; the digest leaves both out.
-        _write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
+        write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
 
 
 def config_of(directory: Path) -> TrainConfig:
@@ -169,12 +169,12 @@ def save(
         save_file({key: value.detach().contiguous() for key, value in weights.items()}, aside / WEIGHTS)
         (aside / WEIGHTS).chmod(0o644)  # safetensors keeps its files to their owner
         torch.save(dict(state), aside / STATE)
-        _write_json(
+        write_json(
             aside / META,
             {**this, "history": [*earlier, this], "config": to_flat(config), "digest": config.digest(), "environment": environment()},
         )
         manifest = {name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in (WEIGHTS, STATE, META)}
-        _write_json(aside / MANIFEST, manifest)
+        write_json(aside / MANIFEST, manifest)
         for name in (*manifest, MANIFEST):
             _sync(aside / name)
         _sync(aside)
@@ -371,7 +371,13 @@ def _remove_orphans(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: the file.
+        value: what JSON can hold.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value, indent=1))
     _sync(aside)
