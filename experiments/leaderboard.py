@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.config import TrainConfig, to_flat
@@ -172,18 +170,6 @@ def clock(seconds: float) -> str:
         Such as ``3:07``.
     """
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        path: the file.
-        text: its content.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 def say(text: str) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import sys
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from leaderboard import Board, leaderboard, row, say, trial_row, write
+from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
 from srft.search.space import srft_space
 from srft.search.study import Study, TrialResult, best, claim
@@ -154,8 +153,7 @@ def prepare(base: TrainConfig, cache: Path) -> None:
     say(f"rendering {sum(wanted.values())} synthetic sequences")
     with tqdm(total=sum(wanted.values()), desc="render", disable=None, leave=False) as bar:
         for split, count in wanted.items():
-            for _ in sequences(split, count, seed=data.world_seed, length=data.length, cache=cache):
-                bar.update()
+            sequences(split, count, seed=data.world_seed, length=data.length, cache=cache, on_sequence=bar.update)
     say(f"estimating the prior sensitivity from {base.srft.fisher_samples} source pairs")
     from srft.training.prior import source_prior
 
@@ -195,7 +193,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
             raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
         networks[name] = tuned_tracker(folder)
 
-    sets = test_sets(study.base)
+    sets = test_sets(study.base, out / "cache")
     say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")
     evaluations: dict[str, Evaluation] = {}
     with tqdm(total=len(networks) * sum(s.frames for s in sets), desc="test", unit="frame", disable=None, leave=False) as bar:
@@ -204,10 +202,10 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
 
     rows = [row(name, evaluations[name], chosen.get(name)) for name in networks]
     board = {"study": study.name, "digest": study.digest(), "trackers": rows, "trials": [trial_row(result) for result in found]}
-    write(out / "leaderboard.json", json.dumps(board, indent=1))
-    write(out / "best.json", json.dumps(to_flat(chosen["SRFT"].trial.config), indent=1))
+    checkpoint.write_json(out / "leaderboard.json", board)
+    checkpoint.write_json(out / "best.json", to_flat(chosen["SRFT"].trial.config))
     text = leaderboard(rows, found)
-    write(out / "leaderboard.md", text)
+    checkpoint.write_text(out / "leaderboard.md", text)
 
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -255,11 +253,12 @@ def test_metrics(rows: list[dict[str, Any]], tracker: str) -> dict[str, float]:
     return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in line["tests"].items() for key, value in figures.items()}
 
 
-def test_sets(base: TrainConfig) -> list[TestSet]:
+def test_sets(base: TrainConfig, cache: Path) -> list[TestSet]:
     """What trackers are tested on, once.
 
     Args:
         base: the study's base configuration.
+        cache: folder of rendered sequences.
 
     Returns:
         Synthetic test sequences, the real recording, and source RGB sequences without events.
@@ -269,7 +268,7 @@ def test_sets(base: TrainConfig) -> list[TestSet]:
     from srft.evaluation.runner import TestSet
 
     data = base.data
-    render = lambda split, count: tuple(sequences(split, count, seed=data.world_seed, length=data.length))
+    render = lambda split, count: tuple(sequences(split, count, seed=data.world_seed, length=data.length, cache=cache))
     return [
         TestSet(name="synthetic test", sequences=render("target-test", data.test_sequences)),
         TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load())),

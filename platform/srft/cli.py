@@ -105,7 +105,7 @@ def _train(command: Train) -> None:
     config = parse_settings(command.set, config)
 
     from srft.training.distributed import cluster, train
-    from srft.training.step import EpochReport, run
+    from srft.training.step import EpochReport, prepare, run
 
     def show(report: EpochReport) -> None:
         m = report.metrics
@@ -120,13 +120,7 @@ def _train(command: Train) -> None:
     if config.workers == 1:
         train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
     else:
-        from srft.data.synthetic import load_domain
-        from srft.method.paradigms import what_trains
-        from srft.training.prior import source_prior
-
-        load_domain(config.data, cache)
-        if what_trains(config.paradigm)[1] and config.srft.rank > 0:
-            source_prior(config, cache)
+        prepare(config, cache)
         with cluster(dashboard=True):
             train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
     print(f"best checkpoint  {checkpoint.best(command.out)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from srft.config import ConfigError, TrainConfig, to_flat
-from srft.training.checkpoint import environment, git_commit
+from srft.training.checkpoint import environment, git_commit, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -401,9 +401,7 @@ def _study_run(
     tags |= {f"srft.version.{key}": value for key, value in environment().items()}
     run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    aside = link.with_suffix(".tmp")
-    aside.write_text(json.dumps({"store": where, "experiment_id": experiment_id, "run_id": run_id, "digest": digest}))
-    os.replace(aside, link)
+    write_json(link, {"store": where, "experiment_id": experiment_id, "run_id": run_id, "digest": digest})
     return run_id
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -328,7 +329,15 @@ def _expose(rng: np.random.Generator, scene: np.ndarray, condition: str, sub: in
     return (np.clip(signal, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
 
 
-def sequences(split: Split, count: int, *, seed: int, length: int, cache: Path | None = None) -> list[Sequence]:
+def sequences(
+    split: Split,
+    count: int,
+    *,
+    seed: int,
+    length: int,
+    cache: Path | None = None,
+    on_sequence: Callable[[], object] | None = None,
+) -> list[Sequence]:
     """Render, or read from the cache, the first sequences of a split.
 
     Args:
@@ -337,6 +346,7 @@ def sequences(split: Split, count: int, *, seed: int, length: int, cache: Path |
         seed: seed of the world.
         length: frames per sequence.
         cache: folder for one ``.npz`` per sequence; None renders anew. A damaged file in it is a ValueError.
+        on_sequence: called after each sequence.
 
     Returns:
         The sequences, in order.
@@ -350,6 +360,8 @@ def sequences(split: Split, count: int, *, seed: int, length: int, cache: Path |
             out.append(render_sequence(split, index, seed=seed, length=length))
             if path:
                 _write(path, out[-1])
+        if on_sequence:
+            on_sequence()
     return out
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint", "CheckpointError", "Meta", "best", "claim", "config_of", "environment", "git_commit", "history", "latest",
-    "load", "read_meta", "save", "write_json",
+    "load", "read_meta", "save", "write_json", "write_text",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -378,8 +378,18 @@ def write_json(path: Path, value: Any) -> None:
         path: the file.
         value: what JSON can hold.
     """
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value, indent=1))
+    aside.write_text(text)
     _sync(aside)
     os.replace(aside, path)
 

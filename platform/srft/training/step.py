@@ -168,6 +168,20 @@ def fine_tune(
     return report
 
 
+def prepare(config: TrainConfig, cache: Path) -> tuple[Domain, PriorSensitivity | None]:
+    """Load a run's sequences and prior, or make and keep them.
+
+    Args:
+        config: the run.
+        cache: folder of both.
+
+    Returns:
+        The sequences, and the prior if the run is regularized by one.
+    """
+    needed = what_trains(config.paradigm)[1] and config.srft.rank > 0
+    return load_domain(config.data, cache), source_prior(config, cache) if needed else None
+
+
 def run(
     config: TrainConfig,
     *,
@@ -190,8 +204,7 @@ def run(
     Returns:
         The last epoch's report.
     """
-    domain = load_domain(config.data, cache)
-    prior = source_prior(config, cache) if what_trains(config.paradigm)[1] and config.srft.rank > 0 else None
+    domain, prior = prepare(config, cache)
     return fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=on_epoch, resume=resume)
 
 
