@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import events as reference
 
 from srft.data import events as ev
+from tests.reference import events as reference
 
 RECORDING = Path(__file__).resolve().parents[2] / "shared" / "data" / "events" / "davis346.aedat4"
 needs_recording = pytest.mark.skipif(not RECORDING.is_file(), reason=f"no recording at {RECORDING}")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import metrics as reference
 
 from srft.evaluation import metrics
+from tests.reference import metrics as reference
 
 
 def boxes(rng: np.random.Generator, n: int) -> np.ndarray:
