@@ -9,7 +9,7 @@ eigenvalues; the exact trace is kept beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from srft.config import FisherType
 from srft.method.groups import Group, groups_of
-from srft.method.prior import ErrorBound, GroupPrior, PriorSensitivity, load_prior, weights_hash
-from srft.method.sketch import chunks
+from srft.method.prior import ErrorBound, GroupPrior, KroneckerGroup, PriorSensitivity, load_prior, weights_hash
+from srft.method.spectrum import decompose, mean_squares
 
 __all__ = ["ErrorBound", "GroupPrior", "PriorSensitivity", "estimate_prior", "load_prior", "merge_priors", "weights_hash"]
 
 Item = TypeVar("Item")
 
-EIGENVALUE_FLOOR = 1e-10
-"""Eigenvalues below this share of the largest are rounding, and so are their vectors."""
+NO_SAMPLES = "no samples to estimate the prior from; expected at least one"
+BAD_GRADIENT = "gradient of {name} at sample {index} is NaN or infinite; check the loss on that sample"
 
 
 @contextmanager
@@ -64,6 +64,7 @@ def estimate_prior(
     data: str = "",
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    diagonal: bool = False,
 ) -> PriorSensitivity:
     """Exact leading eigenpairs from the N x N Gram matrix of per-sample gradients.
 
@@ -82,6 +83,7 @@ def estimate_prior(
         data: what the samples are; recorded.
         seed: of the random numbers that ``sample_loss`` may draw.
         dtype: of the eigenvectors kept.
+        diagonal: whether to keep the exact diagonal of every block, one more number per parameter.
 
     Returns:
         The prior. No samples, a group whose parameter does not exist or is frozen, and a loss or gradient that is not finite are
@@ -95,7 +97,11 @@ def estimate_prior(
             count += 1
             for group in groups:
                 rows[group.name].append(gradients[group.parameter][group.start : group.stop])
-    estimated = {group.name: decompose(group, torch.stack(rows.pop(group.name)), count, rank, dtype=dtype) for group in groups}
+    estimated = {}
+    for group in groups:
+        stack = torch.stack(rows.pop(group.name))
+        squares = mean_squares(stack) if diagonal else None
+        estimated[group.name] = decompose(group, stack, count, rank, dtype=dtype, diagonal=squares)
     return PriorSensitivity(
         groups=estimated,
         rank=rank,
@@ -142,44 +148,85 @@ def sample_gradients(
         groups: whose parameters' gradients are wanted.
 
     Yields:
-        Flat gradients by parameter name.
+        Flat gradients by parameter name, gone from the dictionary when the next sample's are asked for.
 
     Raises:
-        ValueError: there are no samples, or a loss or gradient is not finite.
+        ValueError: there are no samples.
     """
     parameters = dict(model.named_parameters())
     names = list(dict.fromkeys(group.parameter for group in groups))
     targets = [parameters[name] for name in names]
     index = -1
     for index, sample in enumerate(samples):
-        loss = sample_loss(model, sample)
-        if loss.numel() != 1 or not math.isfinite(loss.item()):
-            raise ValueError(f"loss of sample {index} is {loss.detach().cpu().tolist()}; expected one finite number")
-        gradients = {}
-        for name, target, gradient in zip(names, targets, torch.autograd.grad(loss, targets, allow_unused=True), strict=True):
-            gradients[name] = torch.zeros_like(target).view(-1) if gradient is None else gradient.reshape(-1)
-            if not gradients[name].sum().isfinite():
-                raise ValueError(f"gradient of {name} at sample {index} is NaN or infinite; check the loss on that sample")
+        found = torch.autograd.grad(checked_loss(model, sample_loss, sample, index), targets, allow_unused=True)
+        gradients = flat_gradients(dict(zip(names, found, strict=True)), parameters, index)
+        del found
         yield gradients
+        gradients.clear()
     if index < 0:
-        raise ValueError("no samples to estimate the prior from; expected at least one")
+        raise ValueError(NO_SAMPLES)
 
 
-def merge_priors(priors: Sequence[PriorSensitivity], *, rank: int | None = None) -> PriorSensitivity:
+def checked_loss(model: nn.Module, sample_loss: Callable[[nn.Module, Item], Tensor], sample: Item, index: int) -> Tensor:
+    """Loss of one sample.
+
+    Args:
+        model: the model.
+        sample_loss: scalar loss of the model on one sample.
+        sample: what it takes.
+        index: of the sample, for the error message.
+
+    Returns:
+        A scalar with its graph.
+
+    Raises:
+        ValueError: it is no scalar or not finite.
+    """
+    loss = sample_loss(model, sample)
+    if loss.numel() != 1 or not math.isfinite(loss.item()):
+        raise ValueError(f"loss of sample {index} is {loss.detach().cpu().tolist()}; expected one finite number")
+    return loss
+
+
+def flat_gradients(found: Mapping[str, Tensor | None], parameters: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Gradients as vectors, zero where there is none.
+
+    Args:
+        found: by parameter name, None for a parameter that the loss does not depend on.
+        parameters: by name.
+        index: of the sample, for the error message.
+
+    Returns:
+        ``[n]`` by parameter name.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    gradients = {}
+    for name, gradient in found.items():
+        gradients[name] = torch.zeros_like(parameters[name]).view(-1) if gradient is None else gradient.reshape(-1)
+        if not gradients[name].sum().isfinite():
+            raise ValueError(BAD_GRADIENT.format(name=name, index=index))
+    return gradients
+
+
+def merge_priors(priors: Sequence[PriorSensitivity], *, rank: int | None = None, dtype: torch.dtype | None = None) -> PriorSensitivity:
     """The prior of all samples from priors of parts of them, such as the shares of several workers.
 
     Exact, whatever the order and the sizes of the parts, if every part kept all of its eigenpairs (rank at least its samples). Otherwise
-    the trace is still exact, and what the parts left out is in the bounds.
+    the trace is still exact, and what the parts left out is in the bounds. So is the diagonal, if the parts have one.
 
     Args:
         priors: of the same model, groups and Fisher type.
         rank: eigenpairs to keep per group, the largest of the parts' when None.
+        dtype: of the eigenvectors kept, the first part's when None.
 
     Returns:
         The merged prior.
 
     Raises:
-        ValueError: there are none, or they differ in model, groups or Fisher type.
+        ValueError: there are none, they differ in model, groups or Fisher type, some have a diagonal and others none, or they hold
+            Kronecker products, whose directions differ between parts.
     """
     if not priors:
         raise ValueError("no priors to merge; expected at least one")
@@ -192,19 +239,7 @@ def merge_priors(priors: Sequence[PriorSensitivity], *, rank: int | None = None)
             raise ValueError("priors to merge are of different groups; estimate all of them with the same groups")
     rank = max(p.rank for p in priors) if rank is None else rank
     count = sum(p.samples for p in priors)
-    merged = {}
-    for name, reference in first.groups.items():
-        parts = [(prior.groups[name], prior.samples) for prior in priors]
-        rows = torch.cat([(p.eigenvalues * n).sqrt()[:, None] * p.eigenvectors for p, n in parts])
-        merged[name] = decompose(
-            reference.group,
-            rows,
-            count,
-            rank,
-            dtype=reference.eigenvectors.dtype,
-            trace=math.fsum(p.trace * n for p, n in parts) / count,
-            left_out=math.fsum(p.error_bound().spectral * n for p, n in parts) / count,
-        )
+    merged = {name: _merged([(prior.groups[name], prior.samples) for prior in priors], rank, dtype) for name in first.groups}
     data = " + ".join(dict.fromkeys(p.data for p in priors))
     whole = all(p.estimator == "exact" and p.rank >= p.samples for p in priors)
     return replace(
@@ -215,6 +250,34 @@ def merge_priors(priors: Sequence[PriorSensitivity], *, rank: int | None = None)
         data=data,
         scale=mean_top(merged.values()),
         estimator="exact" if whole else "streaming",
+    )
+
+
+def _merged(parts: Sequence[tuple[GroupPrior | KroneckerGroup, int]], rank: int, dtype: torch.dtype | None) -> GroupPrior:
+    # One group from its priors and how many samples are behind each.
+    count, rows, diagonals = sum(n for _, n in parts), [], []
+    for p, n in parts:
+        if isinstance(p, KroneckerGroup):
+            raise ValueError(
+                f"{p.group.name}: Kronecker products of different samples have different directions and do not merge; "
+                "let the workers estimate together, with estimate_prior_kronecker(..., gather=...)"
+            )
+        rows.append((p.eigenvalues * n).sqrt()[:, None] * p.eigenvectors)
+        diagonals += [] if p.diagonal is None else [p.diagonal * (n / count)]
+    first = parts[0][0]
+    if len(diagonals) not in (0, len(parts)):
+        raise ValueError(
+            f"{first.group.name}: {len(diagonals)} of {len(parts)} priors to merge have a diagonal; estimate all with diagonal=True"
+        )
+    return decompose(
+        first.group,
+        torch.cat(rows),
+        count,
+        rank,
+        dtype=first.parts[0].dtype if dtype is None else dtype,
+        trace=math.fsum(p.trace * n for p, n in parts) / count,
+        left_out=math.fsum(p.error_bound().spectral * n for p, n in parts) / count,
+        diagonal=torch.stack(diagonals).sum(0) if diagonals else None,
     )
 
 
@@ -229,60 +292,3 @@ def mean_top(groups: Iterable[Any]) -> float:
     """
     tops = [float(g.eigenvalues[0]) if len(g.eigenvalues) else 0.0 for g in groups]
     return math.fsum(tops) / len(tops) if tops else 0.0
-
-
-def spectrum(rows: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Eigenvalues and eigenvectors of the Gram matrix of rows, in float64.
-
-    Args:
-        rows: ``[N, n]``.
-
-    Returns:
-        ``[N]`` eigenvalues, descending, ``[N, N]`` eigenvectors as columns, both on the CPU, and how many are above rounding.
-    """
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for a, b in chunks(rows.shape[1], rows.device):
-        piece = rows[:, a:b].double()
-        gram.addmm_(piece, piece.T)
-    values, vectors = torch.linalg.eigh(gram.cpu())
-    values = values.flip(0).clamp(min=0)
-    sure = int((values > EIGENVALUE_FLOOR * values[0]).sum()) if len(values) else 0
-    return values, vectors.flip(1), min(sure, rows.shape[1])
-
-
-def decompose(
-    group: Group, rows: Tensor, count: int, rank: int, *, dtype: torch.dtype, trace: float | None = None, left_out: float = 0.0
-) -> GroupPrior:
-    """Leading eigenpairs of ``rows^T rows / count``.
-
-    Args:
-        group: whose they are.
-        rows: ``[N, n]``.
-        count: samples behind the rows.
-        rank: eigenpairs to keep, at most [K].
-        dtype: of the eigenvectors; what its rounding costs is kept with them.
-        trace: of the block; the rows' when None.
-        left_out: bound of the spectral norm of what the rows do not hold.
-
-    Returns:
-        The prior of the group.
-    """
-    values, vectors, sure = spectrum(rows)
-    kept = min(rank, sure)
-    following = float(values[kept]) if kept < len(values) else 0.0
-    mix = (vectors[:, :kept] / values[:kept].sqrt()).T.to(rows.device)
-    eigenvectors = torch.empty(kept, rows.shape[1], dtype=dtype, device=rows.device)
-    squares = torch.zeros(kept, dtype=torch.float64, device=rows.device)
-    for a, b in chunks(rows.shape[1], rows.device):
-        piece = mix @ rows[:, a:b].double()
-        eigenvectors[:, a:b] = piece
-        squares += (eigenvectors[:, a:b] - piece).square().sum(1)
-    return GroupPrior(
-        group=group,
-        eigenvalues=values[:kept] / count,
-        eigenvectors=eigenvectors,
-        trace=float(values.sum()) / count if trace is None else trace,
-        next_eigenvalue=following / count + left_out,
-        left_out=left_out,
-        vector_errors=squares.sqrt().cpu(),
-    )

@@ -1,147 +1,109 @@
 """Prior sensitivity of linear and convolutional layers as Kronecker products of an input and an output factor.
 
-A layer's weight is a matrix ``[out, in]`` (a convolution's is that of its unfolded input, ``in`` = channels x kernel). Its gradient of
-sample n is ``G_n = sum_t g_t a_t^T`` over tokens or positions t, with input a and output gradient g. The eigenvectors u of an output factor
-B ``[out, out]`` and w of an input factor A ``[in, in]`` whose eigenvalues have the K largest products make the directions ``u w^T``. Three
-kinds of factors, none of which takes the samples' mean before the product:
+A layer's weight is a matrix ``[out, in]`` whose gradient of sample n is ``G_n = sum_t g_t a_t^T`` (see ``srft.method.layer_calls``). The
+eigenvectors u of the output factor ``B = E[G G^T]`` and w of the input factor ``A = E[G^T G]`` whose eigenvalues have the K largest
+products make the directions ``u w^T``: one power iteration towards the Kronecker product nearest to the block (Morwani et al. 2024, arXiv
+2406.17748).
 
-* ``gradient``: A = E[G^T G], B = E[G G^T], one power iteration towards the Kronecker product nearest to the block (Morwani et al. 2024,
-  arXiv 2406.17748).
-* ``expand``: A = E[sum_t a a^T], B = E[sum_t g g^T], tokens taken as independent of each other.
-* ``reduce``: A = E[m m^T] with the mean m of a over tokens, B = E[s s^T] with the sum s of g, every token taken as the same (both
-  Eschenhagen et al. 2023, arXiv 2311.00636).
+Neither factor nor, as a rule, G is formed. The first pass over the samples sums the factors' products with a few random vectors (see
+``srft.method.nystrom``), through tokens or through G, whichever takes fewer operations. The second measures ``M = V F V^T`` ``[K, K]``. Its
+diagonal are the eigenvalues; what it has beside the diagonal, and the residual trace tau, bound the error: with C the part of F outside the
+span, tr C = tau, the coupling between both is at most ``sqrt(|M| tau)`` since F is positive semi-definite.
 
-On the pre-trained ``tiny_rgb`` (64 pairs, at most 256 eigenpairs a matrix) they captured 0.75 (``gradient``) and 0.65 (``expand``) of the
-trace, with 32 eigenpairs 0.51, 0.35 and 0.30 (``reduce``, which sees nothing where gradients of tokens cancel, as those of keys do).
-
-A second pass over the samples measures ``M = V F V^T`` ``[K, K]``. Its diagonal are the eigenvalues; what it has beside the diagonal, and
-the residual trace tau, bound the error: with C the part of F outside the span, tr C = tau, the coupling between both is at most
-``sqrt(|M| tau)`` since F is positive semi-definite.
+On the pre-trained ``tiny_rgb`` (64 pairs) the directions capture FIGURES of the trace.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import unfold
 
 from srft.config import FisherType
-from srft.method.fisher import Item, mean_top, sample_gradients, trainable_groups, undisturbed
+from srft.method.fisher import BAD_GRADIENT, NO_SAMPLES, Item, mean_top, merge_priors, trainable_groups, undisturbed
 from srft.method.groups import Group
-from srft.method.kronecker_prior import Factors, KroneckerGroup, KroneckerPrior, load_kronecker_prior, pair_errors
-from srft.method.prior import PriorSensitivity, weights_hash
-from srft.method.sketch import chunks
+from srft.method.kronecker_prior import KroneckerGroup, pair_errors
+from srft.method.layer_calls import SampleFlows, flows_of_samples, recorded, weight_layers
+from srft.method.nystrom import leading_eigenpairs, random_directions
+from srft.method.prior import GroupPrior, PriorSensitivity, weights_hash
 from srft.method.storage import row_errors
 from srft.method.streaming import GroupSketch
+from srft.method.workers import Gather, Workers, alone
 
-__all__ = ["Factors", "KroneckerGroup", "KroneckerPrior", "estimate_prior_kronecker", "load_kronecker_prior"]
-
-FLOOR = 1e-10
-"""Eigenvalues of a factor below this share of its largest are rounding."""
+__all__ = ["KroneckerGroup", "estimate_prior_kronecker"]
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    # Modules whose weight gradient is a sum of outer products, by the weight's name.
-    layers = {}
-    for name, module in model.named_modules():
-        plain = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
-        if isinstance(module, nn.Linear) or plain:
-            layers[f"{name}.weight" if name else "weight"] = module
-    return layers
+class _Factors:
+    """First pass: products of a group's factors with random vectors, and the trace."""
 
-
-@contextmanager
-def captured(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Record inputs and output gradients of layers at every backward pass inside; hooks are removed at the end, whatever happens.
-
-    Args:
-        layers: linear layers and convolutions by key.
-
-    Yields:
-        By key, a pair for each call of the layer: inputs ``[T, in]`` (unfolded for a convolution) and output gradients ``[T, out]``, T
-        counting tokens or positions. To be cleared between samples.
-    """
-    records: dict[str, list[tuple[Tensor, Tensor]]] = {key: [] for key in layers}
-
-    def hook(key: str) -> Callable[..., None]:
-        def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            inputs = (args[0] if args else kwargs["input"]).detach()
-            if output.requires_grad:
-                output.register_hook(lambda gradient: records[key].append(_as_rows(module, inputs, gradient.detach())))
-
-        return forward
-
-    with ExitStack() as stack:
-        for key, layer in layers.items():
-            stack.callback(layer.register_forward_hook(hook(key), with_kwargs=True).remove)
-        yield records
-
-
-def _as_rows(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(module, nn.Conv2d):
-        padding = (0, 0) if module.padding == "valid" else module.padding
-        assert not isinstance(padding, str)
-        inputs = unfold(inputs, module.kernel_size, module.dilation, padding, module.stride).transpose(-1, -2)  # pyrefly: ignore
-        gradient = gradient.flatten(-2).transpose(-1, -2)
-    return inputs.reshape(-1, inputs.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-
-
-class _Matrix:
-    """Factors of one group while they are summed, then its eigenvectors and what they see."""
-
-    def __init__(self, group: Group, inputs: int) -> None:
+    def __init__(self, group: Group, directions: tuple[Tensor, Tensor]) -> None:
+        # directions: [out, r] and [in, r], shared between groups of one size.
         self.group = group
-        self.shape = group.numel // inputs, inputs
-        self.rows = slice(group.start // inputs, group.stop // inputs)
-        self.a = self.b = self.u = self.w = self.pairs = self.seen = torch.zeros(())
+        self.directions = directions
+        self.shape = len(directions[0]), len(directions[1])
+        self.rows = slice(group.start // self.shape[1], group.stop // self.shape[1])
+        self.products = (torch.zeros_like(directions[0]), torch.zeros_like(directions[1]))
         self.energies: list[float] = []
 
+    def through_tokens(self, tokens: int) -> bool:
+        # Whether that takes fewer operations than forming G.
+        (m, r), (n, q) = self.directions[0].shape, self.directions[1].shape
+        factored = tokens * tokens * (m + n) + tokens * (2 * (m * r + n * q) + tokens * (r + q))
+        return factored < m * n * (tokens + 2 * (r + q))
+
+    def add(self, a: Tensor, g: Tensor, gram: Tensor | None) -> None:
+        # Adds a sample's [T, in] and [T, out], given a a^T if any group of the weight goes through tokens.
+        (omega_out, omega_in), (y_out, y_in) = self.directions, self.products
+        if gram is not None and self.through_tokens(len(a)):
+            gram_out = g @ g.T
+            y_in.addmm_(a.T, gram_out @ (a @ omega_in))
+            y_out.addmm_(g.T, gram @ (g @ omega_out))
+            self.energies.append(float((gram * gram_out).sum(dtype=torch.float64)))
+            return
+        gradient = g.T @ a
+        y_in.addmm_(gradient.T, gradient @ omega_in)
+        y_out.addmm_(gradient, gradient.T @ omega_out)
+        self.energies.append(float(gradient.square_().sum(dtype=torch.float64)))
+
+
+class _Directions:
+    """Second pass: the directions of a group, what they see, and the diagonal."""
+
+    def __init__(self, factors: _Factors, workers: Workers, count: int, rank: int, *, diagonal: bool) -> None:
+        self.group, self.rows, self.count = factors.group, factors.rows, count
+        self.trace = math.fsum(workers.gather(math.fsum(factors.energies))) / count
+        products = [workers.total(y) for y in factors.products]
+        device = products[0].device
+        u, w, self.pairs = workers.first(lambda: _choose(products, factors.directions, rank))
+        self.u, self.w = u.to(device), w.to(device)
+        self.index = tuple(self.pairs.to(device))
+        self.seen = torch.zeros(len(self.index[0]), len(self.index[0]), dtype=torch.float64, device=device)
+        self.squares = torch.zeros(self.group.numel, device=device) if diagonal else None
+
     def add(self, a: Tensor, g: Tensor) -> None:
-        # Adds a^T a of [T, in] and g^T g of [T, out] to the factors.
-        if self.a.ndim == 0:
-            dtype = torch.promote_types(a.dtype, torch.float32)
-            self.a, self.b = (torch.zeros(n, n, dtype=dtype, device=a.device) for n in reversed(self.shape))
-        a, g = a.to(self.a.dtype), g.to(self.a.dtype)
-        self.a.addmm_(a.T, a)
-        self.b.addmm_(g.T, g)
-
-    def choose(self, rank: int) -> None:
-        # Eigenvectors of the largest products, fewer than rank if their parts would be more numbers than the weights.
-        (lam, w), (mu, u) = _leading(self.a, rank), _leading(self.b, rank)
-        products = torch.outer(mu, lam)
-        order = products.flatten().argsort(descending=True, stable=True)[:rank].cpu()
-        pairs = torch.stack([order // max(len(lam), 1), order % max(len(lam), 1)])
-        used = (pairs.cummax(1).values + 1) * torch.tensor(self.shape)[:, None]
-        pairs = pairs[:, used.sum(0) <= self.group.numel]
-        p, q = (pairs.amax(1) + 1).tolist() if pairs.numel() else (0, 0)
-        dtype = self.a.dtype
-        # Products fall in both indices, so those chosen use leading vectors only.
-        self.u, self.w, self.pairs = u[:p].to(dtype), w[:q].to(dtype), pairs
-        self.a = self.b = torch.zeros(())
-        self.seen = torch.zeros(pairs.shape[1], pairs.shape[1], dtype=torch.float64, device=self.u.device)
-
-    def see(self, gradient: Tensor) -> None:
-        # Adds one sample's [n] to M and to the trace.
-        self.energies.append(math.fsum(float(gradient[i:j].double().square().sum()) for i, j in chunks(len(gradient), gradient.device)))
-        c = torch.linalg.multi_dot([self.u, gradient.view(self.shape).to(self.u.dtype), self.w.T])[self.pairs[0], self.pairs[1]].double()
+        # Adds a sample's [T, in] and [T, out] to M and to the diagonal.
+        c = ((g @ self.u.T).T @ (a @ self.w.T))[self.index].double()
         self.seen.addr_(c, c)
+        if self.squares is not None:
+            gradient = (g.T @ a).view(-1)
+            self.squares.addcmul_(gradient, gradient)
 
-    def prior(self, dtype: torch.dtype) -> KroneckerGroup:
-        # The group's prior with vectors of a type.
-        count = len(self.energies)
-        seen = self.seen.cpu() / count
+    def prior(self, workers: Workers, dtype: torch.dtype) -> KroneckerGroup:
+        # The group's prior, with vectors of a type.
+        seen = workers.total(self.seen).cpu() / self.count
+        squares, self.squares = self.squares, None
+        diagonal = None if squares is None else workers.total(squares).div_(self.count)
+        return workers.first(lambda: self._prior(seen, diagonal, dtype).to("cpu")).to(self.u.device)
+
+    def _prior(self, seen: Tensor, diagonal: Tensor | None, dtype: torch.dtype) -> KroneckerGroup:
         order = seen.diagonal().argsort(descending=True, stable=True)
         values = seen.diagonal()[order].clamp(min=0)
-        trace = math.fsum(self.energies) / count
-        tau = max(trace - float(values.sum()), 0.0)
-        top = float(torch.linalg.matrix_norm(seen, 2)) if len(values) else 0.0
+        tau = max(self.trace - float(values.sum()), 0.0)
         beside = seen - seen.diagonal().diag()
-        off = float(torch.linalg.matrix_norm(beside, 2)) if len(values) else 0.0
+        top, off = (float(torch.linalg.eigvalsh(x).abs().max()) if len(values) else 0.0 for x in (seen, beside))
         # Largest eigenvalue of [[off, sqrt(top tau)], [sqrt(top tau), tau]]; both matrices being semi-definite, never above either's norm.
         spectral = (off + tau) / 2 + math.sqrt((off - tau) ** 2 / 4 + top * tau)
         u, w, pairs = self.u.to(dtype), self.w.to(dtype), self.pairs[:, order]
@@ -151,25 +113,31 @@ class _Matrix:
             out_vectors=u,
             in_vectors=w,
             pairs=pairs,
-            trace=trace,
+            trace=self.trace,
             spectral=min(spectral, top + tau),
             frobenius=math.sqrt(float(beside.square().sum()) + 2 * top * tau + tau**2),
             vector_errors=pair_errors(pairs, row_errors(self.u, u), row_errors(self.w, w)),
+            diagonal=diagonal,
         )
 
 
-def _leading(factor: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    # Eigenvalues [r], descending, and eigenvectors [r, n] above rounding, in float64.
-    values, vectors = torch.linalg.eigh(factor.double())
-    values = values.flip(0)[:rank]
-    sure = int((values > FLOOR * values[0]).sum()) if len(values) else 0
-    return values[:sure], vectors.flip(1)[:, :sure].T
+def _choose(products: Sequence[Tensor], directions: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    # Vectors [p, out] and [q, in], and the pairs [2, K] of largest products, fewer than rank if there would be more numbers than weights.
+    (mu, u), (lam, w) = (leading_eigenpairs(y, omega, rank) for y, omega in zip(products, directions, strict=True))
+    order = torch.outer(mu, lam).flatten().argsort(descending=True, stable=True)[:rank].cpu()
+    pairs = torch.stack([order // max(len(lam), 1), order % max(len(lam), 1)])
+    sides = torch.tensor([[u.shape[1]], [w.shape[1]]])
+    pairs = pairs[:, ((pairs.cummax(1).values + 1) * sides).sum(0) <= u.shape[1] * w.shape[1]]
+    p, q = (pairs.amax(1) + 1).tolist() if pairs.numel() else (0, 0)
+    # Products fall in both indices, so those chosen use leading vectors only.
+    dtype = products[0].dtype
+    return u[:p].to("cpu", dtype), w[:q].to("cpu", dtype), pairs
 
 
 def estimate_prior_kronecker(
     model: nn.Module,
     sample_loss: Callable[[nn.Module, Item], Tensor],
-    samples: Sequence[Item],
+    samples: Iterable[Item],
     *,
     rank: int,
     fisher_type: FisherType,
@@ -177,90 +145,151 @@ def estimate_prior_kronecker(
     data: str = "",
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    factors: Factors = "gradient",
+    diagonal: bool = False,
     rest_rank: int = 8,
-) -> KroneckerPrior:
+    oversampling: int = 64,
+    gather: Gather = alone,
+) -> PriorSensitivity:
     """Many eigenpairs of every weight matrix in less memory than the weights, from two passes over the samples.
 
     Weights of ``nn.Linear`` and ungrouped ``nn.Conv2d`` are matrices, the rows of a fused qkv three. Everything else, and matrices with a
-    side of at most ``rest_rank``, goes to a streaming sketch of ``rest_rank`` eigenpairs. Peak memory is that of the factors, in^2 + out^2
-    numbers per matrix. The model is left as :func:`srft.method.fisher.estimate_prior` leaves it, without a hook.
+    side of at most ``rest_rank``, goes to a streaming sketch. The model is left as :func:`srft.method.fisher.estimate_prior` leaves it,
+    without a hook. Several workers each pass their share of the samples; all return the prior of all samples.
 
     Args:
         model: the pre-trained model.
         sample_loss: scalar loss of the model on one sample, as for ``estimate_prior``. The two passes draw the same random numbers.
         samples: what ``sample_loss`` takes; gone through twice, so anything that gives the same samples each time.
-        rank: eigenpairs to keep per matrix, at most [K]; fewer where their parts would be more numbers than the weights.
+        rank: eigenpairs to keep per matrix, at most [K]; fewer where their parts would be more numbers than the weights. Of what is no
+            matrix at most ``rest_rank`` of them are kept.
         fisher_type: which of the two ``sample_loss`` implements; recorded.
         groups: operations to estimate; every trainable parameter's when None.
         data: what the samples are; recorded.
-        seed: of the random numbers that ``sample_loss`` may draw.
+        seed: of the random vectors, and of the random numbers that ``sample_loss`` may draw, to which each worker adds its own rank.
         dtype: of the vectors kept.
-        factors: which approximation chooses the directions.
+        diagonal: whether to keep the exact diagonal of every block, one more number per parameter.
         rest_rank: eigenpairs of what is no matrix, and the side up to which a matrix counts as none.
+        oversampling: random vectors per factor beyond K / 8; the more, the nearer the directions are to the factors' eigenvectors.
+        gather: gives every worker's value to all; collective, so all workers call this function with the same arguments but the samples.
 
     Returns:
         The prior. What is a ValueError for ``estimate_prior`` is one here.
 
     Raises:
-        ValueError: rank or rest_rank is negative, factors is unknown, samples can be gone through only once, or a layer's weight is used by
-            something else than the layer.
+        ValueError: a size is negative, samples can be gone through only once, or a layer's weight is used by something else than the layer.
     """
-    if rank < 0 or rest_rank < 0 or factors not in ("gradient", "expand", "reduce"):
-        raise ValueError(f"rank {rank}, rest_rank {rest_rank}, factors {factors!r}; expected none negative and gradient, expand or reduce")
+    if min(rank, rest_rank, oversampling) < 0:
+        raise ValueError(f"rank {rank}, rest_rank {rest_rank}, oversampling {oversampling}; expected none negative")
     if isinstance(samples, Iterator):
         raise ValueError("samples can be gone through only once, but two passes are needed; pass a list")
-    layers, groups = _layers(model), trainable_groups(model, groups)
-    matrices, sketches = [], []
-    for group in groups:
-        inputs = layers[group.parameter].weight[0].numel() if group.parameter in layers else 0  # pyrefly: ignore
-        if inputs and group.start % inputs == group.stop % inputs == 0 and min(inputs, group.numel // inputs) > rest_rank:
-            matrices.append(_Matrix(group, inputs))
-        else:
-            sketches.append(GroupSketch(group, 2 * max(rest_rank, 1), 2 * max(rest_rank, 1)))
-    count, hooked = 0, {m.group.parameter: layers[m.group.parameter] for m in matrices} if factors != "gradient" else {}
-    with undisturbed(model, seed), captured(hooked) as records:
-        for gradients in sample_gradients(model, sample_loss, samples, groups):
-            count += 1
-            for sketch in sketches:
-                sketch.add(gradients[sketch.group.parameter][sketch.group.start : sketch.group.stop])
-            for matrix in matrices:
-                gradient = matrix.group.of(gradients[matrix.group.parameter]).view(matrix.shape)
-                if factors == "gradient":
-                    matrix.add(gradient, gradient.T)
-                    continue
-                pairs = records[matrix.group.parameter]
-                if not pairs and bool(gradient.any()):
-                    raise ValueError(f"{matrix.group.parameter} has a gradient but its layer was not called; use factors='gradient'")
-                if pairs:
-                    a, g = (torch.cat(rows) for rows in zip(*pairs, strict=True))
-                    g = g[:, matrix.rows]
-                    matrix.add(*((a, g) if factors == "expand" else (a.mean(0, keepdim=True), g.sum(0, keepdim=True))))
-            for record in records.values():
-                record.clear()
-    for matrix in matrices:
-        if matrix.a.ndim == 0:
-            matrix.add(*(torch.zeros(0, n, device=next(model.parameters()).device) for n in reversed(matrix.shape)))
-        matrix.choose(rank)
-    with undisturbed(model, seed):
-        for gradients in sample_gradients(model, sample_loss, samples, [matrix.group for matrix in matrices]) if matrices else ():
-            for matrix in matrices:
-                matrix.see(matrix.group.of(gradients[matrix.group.parameter]))
-    estimated = {matrix.group.name: matrix.prior(dtype) for matrix in matrices}
-    rest = {sketch.group.name: sketch.prior(rest_rank, dtype) for sketch in sketches}
-    return KroneckerPrior(
-        matrices=estimated,
-        rest=PriorSensitivity(
-            groups=rest,
-            rank=rest_rank,
+    workers, chosen, layers = Workers(gather), trainable_groups(model, groups), weight_layers(model)
+    factors, others = _split(model, layers, chosen, rest_rank, seed, max(rank // 8 + oversampling, 1))
+    sketches = [GroupSketch(group, 2 * max(rest_rank, 1), max(rest_rank, 1), diagonal=diagonal) for group in others]
+    names = list(dict.fromkeys(group.parameter for group in others))
+    with recorded({name: layers[name] for name in factors}) as calls:
+        with undisturbed(model, seed + workers.rank):
+            flows = flows_of_samples(model, sample_loss, samples, calls, names, check=True)
+            own = workers.together(lambda: _first_pass(flows, factors, sketches))
+        count = sum(workers.gather(own))
+        if count == 0:
+            raise ValueError(NO_SAMPLES)
+        whole = PriorSensitivity(
+            groups={},
+            rank=rank,
             samples=count,
             fisher_type=fisher_type,
             base_hash=weights_hash(model.state_dict()),
             data=data,
-            scale=mean_top(rest.values()),
-            estimator="streaming",
-        ),
-        rank=rank,
-        scale=mean_top([*estimated.values(), *rest.values()]),
-        factors=factors,
-    )
+            scale=0.0,
+            estimator="kronecker",
+        )
+        rest = _rest(replace(whole, samples=own), sketches, workers, min(rank, rest_rank), dtype)
+        directions = {name: [_Directions(f, workers, count, rank, diagonal=diagonal) for f in factors.pop(name)] for name in list(factors)}
+        with undisturbed(model, seed + workers.rank):
+            flows = flows_of_samples(model, sample_loss, samples, calls, [], check=False)
+            workers.together(lambda: _second_pass(flows, directions, own))
+    matrices = {d.group.name: d.prior(workers, dtype) for members in directions.values() for d in members}
+    estimated = {**matrices, **{g.name: rest[g.name].to(model.get_parameter(g.parameter).device) for g in others}}
+    estimated = {group.name: estimated[group.name] for group in chosen}
+    return replace(whole, groups=estimated, scale=mean_top(estimated.values()))
+
+
+def _split(
+    model: nn.Module,
+    layers: Mapping[str, Sequence[nn.Module]],
+    groups: Sequence[Group],
+    smallest: int,
+    seed: int,
+    width: int,
+) -> tuple[dict[str, list[_Factors]], list[Group]]:
+    # Groups that are matrices, by weight, and all others.
+    factors: dict[str, list[_Factors]] = {}
+    others: list[Group] = []
+    known: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def directions(n: int, like: Tensor) -> Tensor:
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        key = n, dtype, like.device
+        if key not in known:
+            known[key] = random_directions(n, min(n, width), seed).to(like.device, dtype)
+        return known[key]
+
+    for group in groups:
+        weight = model.get_parameter(group.parameter)
+        inputs = weight[0].numel() if group.parameter in layers else 0
+        if inputs and group.start % inputs == group.stop % inputs == 0 and min(inputs, group.numel // inputs) > smallest:
+            sides = directions(group.numel // inputs, weight), directions(inputs, weight)
+            factors.setdefault(group.parameter, []).append(_Factors(group, sides))
+        else:
+            others.append(group)
+    return factors, others
+
+
+def _first_pass(flows: Iterator[SampleFlows], factors: Mapping[str, Sequence[_Factors]], sketches: Sequence[GroupSketch]) -> int:
+    # Sums over this worker's samples; returns how many there are.
+    count = 0
+    for index, flow in enumerate(flows):
+        count += 1
+        for sketch in sketches:
+            sketch.add(flow.gradients[sketch.group.parameter][sketch.group.start : sketch.group.stop])
+        for name, members in factors.items():
+            rows = flow.take(name)
+            if rows is None:
+                continue
+            a, g = rows
+            gram = a @ a.T if any(f.through_tokens(len(a)) for f in members) else None
+            for f in members:
+                f.add(a, g[:, f.rows], gram)
+                if not math.isfinite(f.energies[-1]):
+                    raise ValueError(BAD_GRADIENT.format(name=name, index=index))
+    return count
+
+
+def _second_pass(flows: Iterator[SampleFlows], directions: Mapping[str, Sequence[_Directions]], expected: int) -> None:
+    # Sums what the directions see over this worker's samples.
+    count = 0 if directions else expected
+    for flow in flows if directions else ():
+        count += 1
+        for name, members in directions.items():
+            if (rows := flow.take(name)) is not None:
+                for d in members:
+                    d.add(rows[0], rows[1][:, d.rows])
+    if count != expected:
+        raise ValueError(
+            f"samples: {expected} in the first pass and {count} in the second; pass what gives the same each time, such as a list"
+        )
+
+
+def _rest(
+    whole: PriorSensitivity, sketches: Sequence[GroupSketch], workers: Workers, rank: int, dtype: torch.dtype
+) -> dict[str, GroupPrior | KroneckerGroup]:
+    # Priors of the groups that are no matrix, over the samples of all workers.
+    if workers.count == 1:
+        return {sketch.group.name: sketch.prior(rank, dtype) for sketch in sketches}
+    part, rows = None, max((sketch.capacity for sketch in sketches), default=0)
+    if whole.samples:
+        held = {sketch.group.name: sketch.prior(rows, torch.float32).to("cpu") for sketch in sketches}
+        part = replace(whole, groups=held, rank=rows)
+    parts = [p for p in workers.gather(part) if p is not None]
+    merged = workers.first(lambda: merge_priors(parts, rank=rank, dtype=dtype))
+    return dict(merged.groups)

@@ -1,8 +1,9 @@
-"""Files of priors: eigenvectors in fewer bits with known errors, written aside first, refused for another model."""
+"""Priors in few bits and in files: eigenvectors with known errors, diagonals by their logarithm, files refused for another model."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["open_prior", "restored", "row_errors", "stored", "to_int8", "write_aside"]
+from srft.method.sketch import chunks
+
+__all__ = [
+    "from_log8",
+    "open_prior",
+    "optional",
+    "restored",
+    "restored_diagonal",
+    "row_errors",
+    "stored",
+    "stored_diagonal",
+    "to_int8",
+    "to_log8",
+    "write_aside",
+]
+
+STEPS = 8
+"""Codes per factor of two in :func:`to_log8`."""
 
 
 def row_errors(vectors: Tensor, rounded: Tensor) -> Tensor:
@@ -46,6 +64,53 @@ def to_int8(vectors: Tensor) -> tuple[Tensor, Tensor]:
     for row, vector, unit in zip(quantized, vectors, scale, strict=True):
         row.copy_((vector.float() / unit).round())
     return quantized, scale
+
+
+def to_log8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Magnitudes in 8 bits by their logarithm: code 0 is zero, code c from 1 to 255 is ``top * 2^(-(255 - c) / 8)``.
+
+    Values within 2^31.75 of the largest are off by a factor of at most 2^(1/16), 4.4 %; what is nearer to nothing than to code 1 becomes 0.
+
+    Args:
+        values: any shape, not negative.
+
+    Returns:
+        uint8 codes in the same shape and the largest value, float32 ``[]``, for :func:`from_log8`.
+
+    Raises:
+        ValueError: a value is negative, NaN or infinite.
+    """
+    codes = torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
+    if not values.numel():
+        return codes, torch.zeros((), device=values.device)
+    low, top = (extreme.float() for extreme in values.detach().aminmax())
+    if not (float(low) >= 0 and math.isfinite(float(top))):  # NaN compares as false.
+        raise ValueError(f"values from {float(low)} to {float(top)}; expected finite ones and none negative")
+    if float(top) > 0:
+        flat, into = values.detach().reshape(-1), codes.view(-1)
+        for a, b in chunks(len(flat), values.device):
+            octaves = flat[a:b].float().log2().sub_(top.log2())
+            into[a:b] = octaves.mul_(STEPS).round_().add_(255).clamp_(0, 255)
+    return codes, top
+
+
+def from_log8(codes: Tensor, top: Tensor) -> Tensor:
+    """Magnitudes from their codes.
+
+    Args:
+        codes: uint8, any shape.
+        top: ``[]`` the largest value, of :func:`to_log8`.
+
+    Returns:
+        float32 in the same shape.
+    """
+    table = torch.arange(-255, 1, device=codes.device).div(STEPS).exp2().mul_(top.to(codes.device))
+    table[0] = 0
+    values = torch.empty(codes.shape, device=codes.device)
+    flat, into = codes.reshape(-1), values.view(-1)
+    for a, b in chunks(len(flat), codes.device):
+        torch.index_select(table, 0, flat[a:b].int(), out=into[a:b])
+    return values
 
 
 def stored(name: str, vectors: Tensor, storage: torch.dtype | None) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -85,6 +150,52 @@ def restored(file: Any, name: str) -> Tensor:
     """
     vectors = file.get_tensor(name)
     return vectors * file.get_tensor(f"{name}.scale") if vectors.dtype == torch.int8 else vectors
+
+
+def stored_diagonal(name: str, diagonal: Tensor | None, storage: torch.dtype | None) -> dict[str, Tensor]:
+    """A diagonal as a file keeps it: in 8 bits if vectors are kept in fewer than 32.
+
+    Args:
+        name: of the tensor in the file.
+        diagonal: ``[n]``, None for none.
+        storage: type of the vectors in the file; None keeps theirs, and float32 here.
+
+    Returns:
+        Tensors for the file.
+    """
+    if diagonal is None:
+        return {}
+    if storage is None or storage.itemsize >= 4:
+        return {name: diagonal.contiguous()}
+    codes, top = to_log8(diagonal)
+    return {name: codes, f"{name}.top": top}
+
+
+def restored_diagonal(file: Any, name: str) -> Tensor | None:
+    """A diagonal from a file.
+
+    Args:
+        file: an open safetensors file.
+        name: as given to :func:`stored_diagonal`.
+
+    Returns:
+        ``[n]`` float32, None if there is none.
+    """
+    values = optional(file, name)
+    return from_log8(values, file.get_tensor(f"{name}.top")) if values is not None and values.dtype == torch.uint8 else values
+
+
+def optional(file: Any, name: str) -> Tensor | None:
+    """A tensor that a file may lack.
+
+    Args:
+        file: an open safetensors file.
+        name: of the tensor.
+
+    Returns:
+        The tensor, None if it is not there.
+    """
+    return file.get_tensor(name) if name in set(file.keys()) else None
 
 
 def write_aside(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

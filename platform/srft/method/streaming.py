@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from srft.config import FisherType
-from srft.method.fisher import Item, decompose, mean_top, sample_gradients, spectrum, trainable_groups, undisturbed
+from srft.method.fisher import Item, mean_top, sample_gradients, trainable_groups, undisturbed
 from srft.method.groups import Group
 from srft.method.prior import GroupPrior, PriorSensitivity, weights_hash
 from srft.method.sketch import chunks
+from srft.method.spectrum import column_ranges, decompose, spectrum
 
 __all__ = ["GroupSketch", "estimate_prior_streaming"]
 
@@ -27,18 +28,21 @@ __all__ = ["GroupSketch", "estimate_prior_streaming"]
 class GroupSketch:
     """Rows of one group, at most ``size`` after a compression, and what compressions dropped."""
 
-    def __init__(self, group: Group, size: int, block: int) -> None:
+    def __init__(self, group: Group, size: int, block: int, *, diagonal: bool = False) -> None:
         """An empty sketch.
 
         Args:
             group: whose gradients.
             size: rows after a compression.
             block: gradients between two compressions.
+            diagonal: whether to sum squares of gradients, too.
         """
         self.group = group
         self.size = size
         self.capacity = size + block
+        self.diagonal = diagonal
         self.rows: Tensor | None = None
+        self.squares: Tensor | None = None
         self.filled = 0
         self.energies: list[float] = []
         self.dropped = 0.0
@@ -58,6 +62,9 @@ class GroupSketch:
         row.copy_(gradient)
         self.energies.append(math.fsum(float(row[a:b].double().square().sum()) for a, b in chunks(len(row), row.device)))
         self.filled += 1
+        if self.diagonal:
+            self.squares = torch.zeros(len(gradient), device=gradient.device) if self.squares is None else self.squares
+            self.squares.addcmul_(row.float(), row.float())
 
     def prior(self, rank: int, dtype: torch.dtype) -> GroupPrior:
         """The leading eigenpairs of what was added; the sketch is empty afterwards.
@@ -76,13 +83,15 @@ class GroupSketch:
             raise ValueError(f"{self.group.name}: no gradient was added to the sketch; expected at least one")
         count, rows, self.rows = len(self.energies), self.rows[: self.filled], None
         trace, left_out = math.fsum(self.energies) / count, self.dropped / count
-        return decompose(self.group, rows, count, rank, dtype=dtype, trace=trace, left_out=left_out)
+        squares, self.squares = self.squares, None
+        diagonal = None if squares is None else squares.div_(count)
+        return decompose(self.group, rows, count, rank, dtype=dtype, trace=trace, left_out=left_out, diagonal=diagonal)
 
     def _compress(self, rows: Tensor) -> None:
         values, vectors, sure = spectrum(rows)
         kept = min(self.size, sure)
         mix = vectors[:, :kept].T.to(rows.device)
-        for a, b in chunks(rows.shape[1], rows.device):
+        for a, b in column_ranges(rows):
             rows[:kept, a:b] = (mix @ rows[:, a:b].double()).to(rows.dtype)
         self.dropped += float(values[kept]) if kept < len(values) else 0.0
         self.filled = kept
@@ -101,6 +110,7 @@ def estimate_prior_streaming(
     dtype: torch.dtype = torch.float32,
     oversampling: int | None = None,
     block: int | None = None,
+    diagonal: bool = False,
 ) -> PriorSensitivity:
     """Leading eigenpairs from one pass over any number of samples, in memory for ``rank + oversampling + block`` gradients.
 
@@ -120,7 +130,9 @@ def estimate_prior_streaming(
         seed: of the random numbers that ``sample_loss`` may draw.
         dtype: of the eigenvectors kept.
         oversampling: rows that the sketch keeps beyond K, which are what makes its last eigenpairs accurate; K, at least 8, when None.
-        block: gradients between two compressions; as many as the sketch has rows when None.
+        block: gradients between two compressions; half as many as the sketch has rows when None, which is memory well spent: fewer make
+            compressions, each of which reads the sketch twice, the larger part of the time.
+        diagonal: whether to keep the exact diagonal of every block, one more number per parameter.
 
     Returns:
         The prior. What is a ValueError for ``estimate_prior`` is one here.
@@ -130,12 +142,12 @@ def estimate_prior_streaming(
     """
     oversampling = max(rank, 8) if oversampling is None else oversampling
     size = rank + oversampling
-    block = size if block is None else block
+    block = max(size // 2, 1) if block is None else block
     if rank < 0 or oversampling < 0 or block < 1 or size < 1:
         raise ValueError(
             f"rank {rank}, oversampling {oversampling}, block {block}; expected none negative, rank + oversampling and block at least 1"
         )
-    sketches = [GroupSketch(group, size, block) for group in trainable_groups(model, groups)]
+    sketches = [GroupSketch(group, size, block, diagonal=diagonal) for group in trainable_groups(model, groups)]
     with undisturbed(model, seed):
         for gradients in sample_gradients(model, sample_loss, samples, [sketch.group for sketch in sketches]):
             for sketch in sketches:

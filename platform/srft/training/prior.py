@@ -18,6 +18,7 @@ from srft.data.synthetic import WORLD_VERSION, sequences
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, weights_hash
 from srft.method.groups import groups_of
 from srft.method.paradigms import select_trainable, what_trains
+from srft.method.prior import FORMAT
 from srft.model.losses import center_label_loss, tracking_loss
 from srft.model.pretrained import load_tracker, two_stream_sources
 from srft.model.tracker import MultiModalTracker
@@ -43,7 +44,7 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -
     srft, data = config.srft, config.data
     rank = max(_USUAL_RANK, srft.rank) if rank is None else rank
     freeze_head = config.tracker.freeze_head and what_trains(config.paradigm)[0] != "head"
-    drawn = [WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
+    drawn = [FORMAT, WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
     variant = f"{srft.fisher}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
     if path.exists():
@@ -81,8 +82,7 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
     """
     device = next(network.parameters()).device
     dtype = torch.float32 if device.type == "cpu" else None
-    widened = {name: replace(group, eigenvectors=group.eigenvectors.to(device, dtype)) for name, group in prior.groups.items()}
-    prior = replace(prior, groups=widened)
+    prior = replace(prior, groups={name: group.to(device, dtype) for name, group in prior.groups.items()})
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     if network.streams == 1:
         return prior.carried({name: name for name in names})
