@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from srft.method.fisher import estimate_prior, load_prior, merge_priors, weights_hash
+from srft.method.fisher import estimate_prior, load_prior, merge_priors, sample_gradients, trainable_groups, weights_hash
 from srft.method.groups import Group, groups_of
 from tests.reference.fisher import dense_fisher
 
@@ -179,6 +181,59 @@ def test_merging_truncated_parts_keeps_trace_and_a_valid_bound():
         assert difference <= p.next_eigenvalue + 1e-5 * p.trace
 
 
+@pytest.mark.parametrize("rank", [0, 2, 100])
+def test_the_exact_diagonal_and_what_the_eigenpairs_leave_of_it(rank):
+    model, data = net(), samples()
+    prior = estimate(model, data, rank, diagonal=True)
+    fisher, places = dense_fisher(model, loss, data)
+    for name, p in prior.groups.items():
+        start = places[p.group.parameter][0]
+        at = slice(start + p.group.start, start + p.group.stop)
+        exact = fisher[at, at].diagonal()
+        atol = 1e-6 * max(p.trace, 1e-9)
+        assert (p.diagonal.dtype, p.diagonal.shape) == (torch.float32, (p.group.numel,))
+        torch.testing.assert_close(p.diagonal.double(), exact, rtol=1e-5, atol=atol)
+        assert p.measure() is p.diagonal
+        kept = dense(prior, name).diagonal()
+        torch.testing.assert_close(p.kept_measure().double(), kept, rtol=1e-5, atol=atol)
+        left = p.residual_diagonal()
+        assert (left >= 0).all()
+        torch.testing.assert_close(left.double(), (exact - kept).clamp(min=0), rtol=1e-4, atol=10 * atol)
+        # What both leave out of the trace is the same, however the diagonal came about.
+        assert left.sum().item() == pytest.approx(p.residual, rel=1e-4, abs=1e-5 * max(p.trace, 1e-9))
+    if rank == 100:
+        assert all(p.residual_diagonal().sum() <= 1e-5 * p.trace for p in prior.groups.values())
+
+
+def test_truncation_and_copies_share_the_diagonal():
+    prior = estimate(net(), samples(), 3, diagonal=True)
+    source = prior.groups["head.weight"]
+    for p in (prior.truncated(1).groups["head.weight"], prior.carried({"a": "head.weight"}).groups["a"], source.to("cpu", torch.float32)):
+        assert p.diagonal.data_ptr() == source.diagonal.data_ptr()
+    assert prior.truncated(0).groups["head.weight"].residual_diagonal().equal(source.diagonal)
+    with pytest.raises(ValueError, match=r"head\.weight: the prior holds no diagonal; estimate it with diagonal=True"):
+        estimate(net(), samples(), 3).groups["head.weight"].residual_diagonal()
+
+
+def test_diagonals_merge_by_the_samples_behind_them():
+    model, data = net(), samples(12)
+    parts = [estimate(model, data[a:b], 12, diagonal=True) for a, b in ((0, 2), (2, 12))]
+    merged, whole = merge_priors(parts, rank=2), estimate(model, data, 2, diagonal=True)
+    for name, p in merged.groups.items():
+        torch.testing.assert_close(p.diagonal, whole.groups[name].diagonal)
+        assert p.diagonal.sum().item() == pytest.approx(p.trace, rel=1e-5, abs=1e-9)
+    with pytest.raises(ValueError, match="1 of 2 priors to merge have a diagonal"):
+        merge_priors([parts[0], estimate(model, data[2:], 12)])
+
+
+def test_merging_into_fewer_bits_says_what_that_costs():
+    model, data = net(), samples(12)
+    parts = [estimate(model, data[:5], 12), estimate(model, data[5:], 12)]
+    p = merge_priors(parts, rank=2, dtype=torch.bfloat16).groups["head.weight"]
+    assert p.eigenvectors.dtype == torch.bfloat16
+    assert (p.vector_errors > 1e-4).all()
+
+
 def test_merging_what_does_not_belong_together_is_refused():
     a, b = estimate(net(0), samples(), 2), estimate(net(1), samples(), 2)
     with pytest.raises(ValueError, match="base_hash"):
@@ -243,6 +298,12 @@ def test_bad_input_is_refused_by_name():
         estimate_prior(model, endless_slope, samples(2), rank=1, fisher_type="empirical")
 
 
+def test_gradients_of_one_sample_are_gone_when_the_next_are_asked_for():
+    model = net().eval()
+    listed = list(sample_gradients(model, loss, samples(3), trainable_groups(model, None)))
+    assert [len(gradients) for gradients in listed] == [0, 0, 0]
+
+
 def test_chosen_groups_only():
     prior = estimate(net(), samples(), 3, groups=[Group("qkv.weight", 6, 12, "k")])
     torch.testing.assert_close(dense(prior, "qkv.weight:k"), dense(estimate(net(), samples(), 3), "qkv.weight:k"))
@@ -268,6 +329,27 @@ def test_save_and_load(tmp_path, dtype):
     assert load_prior(path, base_hash=prior.base_hash).rank == 1
 
 
+@pytest.mark.parametrize("storage", [None, torch.float64, torch.bfloat16, torch.int8])
+def test_diagonals_take_eight_bits_where_vectors_take_few(tmp_path, storage):
+    prior, path = estimate(net(), samples(), 3, diagonal=True), tmp_path / "prior.safetensors"
+    prior.save(path, storage=storage)
+    back = load_prior(path, base_hash=prior.base_hash)
+    with safe_open(path, framework="pt") as file:
+        kept = file.get_tensor("head.weight/diagonal")
+    few = storage in (torch.bfloat16, torch.int8)
+    assert kept.dtype == (torch.uint8 if few else torch.float32)
+    for name, p in prior.groups.items():
+        q = back.groups[name].diagonal
+        assert q.dtype == torch.float32
+        if not few:
+            assert torch.equal(q, p.diagonal)
+        seen = p.diagonal >= p.diagonal.max() * 2**-31.75
+        assert ((q - p.diagonal).abs() <= 0.0443 * p.diagonal)[seen].all()
+        assert (q[~seen] <= p.diagonal.max() * 2**-31.75).all()
+    with pytest.raises(ValueError, match="share their vectors"):  # Of no eigenpairs, the diagonal alone.
+        prior.truncated(0).carried({"a": "head.weight", "b": "head.weight"}).save(path)
+
+
 def test_load_refuses_another_model_and_broken_files(tmp_path):
     path = tmp_path / "prior.safetensors"
     estimate(net(0), samples(), 3).save(path)
@@ -280,8 +362,6 @@ def test_load_refuses_another_model_and_broken_files(tmp_path):
     cut.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut: not a complete safetensors file"):
         load_prior(cut, base_hash=other)
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(1)}, tmp_path / "weights")
     with pytest.raises(ValueError, match="format is None"):
         load_prior(tmp_path / "weights", base_hash=other)
@@ -310,7 +390,7 @@ def test_key_map_shares_one_storage_between_copies(tmp_path):
         source = prior.groups[name.split(".", 1)[1]]
         assert p.eigenvectors.data_ptr() == source.eigenvectors.data_ptr()
         assert p.group.name == name
-    with pytest.raises(ValueError, match="share their eigenvectors"):
+    with pytest.raises(ValueError, match="share their vectors"):
         carried.save(tmp_path / "prior")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="none of its 1 sources has a prior"):

@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 
@@ -6,11 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from srft.method.fisher import estimate_prior, load_prior, merge_priors
-from srft.method.storage import row_errors, to_int8
+from srft.method.storage import row_errors
 from srft.method.streaming import estimate_prior_streaming
 from tests.reference.fisher import TokenNet, captured_trace, dense_fisher, principal_sine, token_loss, token_samples
 from tests.test_fisher import dense, loss, net, samples
@@ -95,6 +92,26 @@ def test_captured_trace_and_subspace_of_a_transformer(oversampling, captured, si
         assert principal_sine(reference[name], p.eigenvectors[:1]) <= sine, name
         true = torch.linalg.matrix_norm(reference[name] - dense(prior, name), 2)
         assert p.error_bound().spectral <= looseness * true + 1e-6 * p.trace, name
+
+
+def test_the_diagonal_is_exact_whatever_the_sketch_drops():
+    model, data = net(), samples(40)
+    prior = stream(model, data, 2, oversampling=0, block=1, diagonal=True)
+    reference = blocks(model, data, prior)
+    for name, p in prior.groups.items():
+        torch.testing.assert_close(p.diagonal.double(), reference[name].diagonal(), rtol=1e-5, atol=1e-6 * max(p.trace, 1e-9))
+        assert (p.residual_diagonal() >= 0).all()
+    assert stream(model, data, 2).groups["head.weight"].diagonal is None
+    parts = [stream(model, share, 2, diagonal=True) for share in (data[:30], data[30:])]
+    for name, p in merge_priors(parts).groups.items():
+        torch.testing.assert_close(p.diagonal, prior.groups[name].diagonal, rtol=1e-5, atol=1e-6 * max(p.trace, 1e-9))
+
+
+def test_the_usual_sketch_holds_three_rows_for_every_two_it_keeps():
+    model, data = net(), samples(40)
+    a, b = stream(model, data, 4), stream(model, data, 4, oversampling=8, block=6)
+    assert all(torch.equal(p.eigenvectors, b.groups[name].eigenvectors) for name, p in a.groups.items())
+    check_bounds(a, blocks(model, data, a))
 
 
 def test_shares_of_workers_merge_in_any_order_within_the_bounds():
@@ -186,36 +203,8 @@ def test_fewer_bits_on_disk_come_with_their_error_in_the_bounds(tmp_path, storag
     torch.testing.assert_close(again.groups["head.weight"].vector_errors, back.groups["head.weight"].vector_errors[:1])
 
 
-def test_int8_of_zero_and_empty_rows():
-    q, scale = to_int8(torch.tensor([[0.0, 0.0], [1.0, -0.5]]))
-    assert q.tolist() == [[0, 0], [127, -64]]
-    assert torch.isfinite(scale).all()
-    for shape in ((0, 5), (3, 0)):
-        q, scale = to_int8(torch.zeros(shape))
-        assert q.shape == shape
-        assert scale.shape == (shape[0], 1)
-    with pytest.raises(ValueError, match=r"storage is torch\.int32"):
-        stream(net(), samples(3), 1).save("unused", storage=torch.int32)
-
-
 def test_project_and_expand_are_the_eigenvectors():
     p = stream(net(), samples(), 3).groups["head.weight"]
     delta = torch.randn(p.group.numel)
     torch.testing.assert_close(p.project(delta), p.eigenvectors @ delta)
     torch.testing.assert_close(p.expand(p.project(delta)), p.eigenvectors.T @ (p.eigenvectors @ delta))
-
-
-def test_files_from_before_there_was_a_choice_still_load(tmp_path):
-    prior, path = exact(net(), samples(), 3), tmp_path / "prior.safetensors"
-    prior.save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith("/vector_errors")}  # noqa: SIM118
-    entries = [{k: v for k, v in entry.items() if k != "left_out"} for entry in json.loads(metadata["groups"])]
-    save_file(tensors, path, {"format": metadata["format"], "prior": metadata["prior"], "groups": json.dumps(entries)})
-    back = load_prior(path, base_hash=prior.base_hash)
-    assert back.estimator == "exact"
-    for name, p in prior.groups.items():
-        q = back.groups[name]
-        assert torch.equal(q.eigenvectors, p.eigenvectors)
-        assert (q.left_out, q.vector_errors, q.next_eigenvalue) == (0.0, None, p.next_eigenvalue)

@@ -75,41 +75,14 @@ def token_samples(n, seed=1):
     return list(zip(images, torch.randn(n, 3, generator=g), strict=True))
 
 
-def dense_factors(model, layer_name, sample_loss, samples, kind):
-    """Input and output factor of one layer in float64, token by token from its recorded calls."""
+def dense_factors(model, group, sample_loss, samples):
+    """Input and output factor of one group of rows in float64, from the weight's gradient sample by sample."""
     model = copy.deepcopy(model).double().eval()
-    layer = model.get_submodule(layer_name)
-    calls = []
-
-    def record(module, args, output):
-        output.retain_grad()
-        calls.append((args[0], output))
-
-    layer.register_forward_hook(record)
+    weight = model.get_parameter(group.parameter)
     a_sum = b_sum = 0.0
     for sample in samples:
-        calls.clear()
         model.zero_grad()
         sample_loss(model, sample).backward()
-        inputs, gradients = [], []
-        for x, y in calls:
-            if isinstance(layer, nn.Conv2d):
-                size, step = layer.kernel_size[0], layer.stride[0]
-                padded = nn.functional.pad(x, [layer.padding[0]] * 4)
-                for i in range(y.shape[2]):
-                    for j in range(y.shape[3]):
-                        inputs.append(padded[0, :, i * step : i * step + size, j * step : j * step + size].reshape(-1).detach())
-                        gradients.append(y.grad[0, :, i, j])
-            else:
-                inputs += list(x.detach().reshape(-1, x.shape[-1]))
-                gradients += list(y.grad.reshape(-1, y.shape[-1]))
-        if kind == "gradient":
-            g = layer.weight.grad.flatten(1)
-            a_sum, b_sum = a_sum + g.T @ g, b_sum + g @ g.T
-        elif kind == "expand":
-            for a, g in zip(inputs, gradients, strict=True):
-                a_sum, b_sum = a_sum + torch.outer(a, a), b_sum + torch.outer(g, g)
-        else:
-            a, g = torch.stack(inputs).mean(0), torch.stack(gradients).sum(0)
-            a_sum, b_sum = a_sum + torch.outer(a, a), b_sum + torch.outer(g, g)
+        g = weight.grad.reshape(-1)[group.start : group.stop].view(-1, weight[0].numel())
+        a_sum, b_sum = a_sum + g.T @ g, b_sum + g @ g.T
     return a_sum / len(samples), b_sum / len(samples)

@@ -185,7 +185,9 @@ def estimate_prior_kronecker(
     workers, chosen, layers = Workers(gather), trainable_groups(model, groups), weight_layers(model)
     factors, others = _split(model, layers, chosen, rest_rank, seed, max(rank // 8 + oversampling, 1))
     sketches = [GroupSketch(group, 2 * max(rest_rank, 1), max(rest_rank, 1), diagonal=diagonal) for group in others]
-    names = list(dict.fromkeys(group.parameter for group in others))
+    names, base_hash = list(dict.fromkeys(group.parameter for group in others)), weights_hash(model.state_dict())
+    if len(hashes := set(workers.gather(base_hash))) > 1:
+        raise ValueError(f"workers hold weights {', '.join(sorted(hashes))}; expected the same, so load the same checkpoint on all of them")
     with recorded({name: layers[name] for name in factors}) as calls:
         with undisturbed(model, seed + workers.rank):
             flows = flows_of_samples(model, sample_loss, samples, calls, names, check=True)
@@ -198,7 +200,7 @@ def estimate_prior_kronecker(
             rank=rank,
             samples=count,
             fisher_type=fisher_type,
-            base_hash=weights_hash(model.state_dict()),
+            base_hash=base_hash,
             data=data,
             scale=0.0,
             estimator="kronecker",
