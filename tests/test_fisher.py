@@ -367,6 +367,19 @@ def test_load_refuses_another_model_and_broken_files(tmp_path):
         load_prior(tmp_path / "weights", base_hash=other)
 
 
+def test_cached_files_of_another_format_are_never_met(tmp_path, monkeypatch):
+    from srft.config import TrainConfig
+    from srft.training import prior as cached
+
+    prior, asked = estimate(net(), samples(), 1), []
+    monkeypatch.setattr(cached, "sequences", lambda *args, **kw: ())
+    monkeypatch.setattr(cached, "estimate_prior", lambda *args, **kw: asked.append(1) or prior)
+    for name in ("srft-prior-0", "srft-prior-9"):
+        monkeypatch.setattr(cached, "FORMAT", name)
+        cached.source_prior(TrainConfig(name="t"), tmp_path, rank=1)
+    assert len(asked) == len(list(tmp_path.iterdir())) == 2
+
+
 def test_weights_hash_sees_names_values_and_types_not_order():
     state = net().state_dict()
     reference = weights_hash(state)
