@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from srft.config import SRFTConfig
-from srft.method.baselines import attach, diagonal_fisher, ewc, l2_sp
+from srft.method.baselines import attach, diagonals, ewc, l2_sp
+from srft.method.fisher import estimate_prior
 from srft.method.optimizer import SRFTAdamW
 from tests.reference.baselines import Element
 from tests.reference.fisher import dense_fisher
@@ -153,23 +154,24 @@ def test_learning_rates_of_groups_and_frozen_or_new_parameters():
     assert not torch.equal(model[3].weight, before[3].weight)
 
 
-def test_the_diagonal_is_the_dense_fishers_and_the_model_is_undisturbed():
-    model = net()
+def test_the_diagonal_is_the_dense_fishers_in_the_shapes_of_the_parameters():
+    model = nn.ModuleDict({"qkv": nn.Linear(2, 6, dtype=torch.float64), "out": nn.Linear(3, 2, dtype=torch.float64)})
     g = torch.Generator().manual_seed(3)
-    samples = [(torch.randn(3, generator=g, dtype=torch.float64), torch.randn(2, generator=g, dtype=torch.float64)) for _ in range(7)]
-    loss = lambda m, s: (m(s[0]) - s[1]).square().sum()
+    samples = [torch.randn(2, generator=g, dtype=torch.float64) for _ in range(7)]
+
+    def loss(m, x):
+        q, k, v = m["qkv"](x).view(3, 2)
+        return m["out"](torch.stack([q @ k, k @ v, v.sum()])).square().sum()
+
     dense, places = dense_fisher(model, loss, samples)
-    model.train()
-    model[0].bias.requires_grad_(False)
-    gradients(model, 0)
-    kept, state = model[3].bias.grad.clone(), torch.get_rng_state()
-    diagonal = diagonal_fisher(model, loss, samples)
-    assert set(diagonal) == {"0.weight", "3.weight", "3.bias"}
-    for name, values in diagonal.items():
-        torch.testing.assert_close(values.reshape(-1), dense.diagonal()[slice(*places[name])])
-    assert model.training
-    assert torch.equal(model[3].bias.grad, kept)
-    assert torch.equal(torch.get_rng_state(), state)
+    prior = estimate_prior(model, loss, samples, rank=0, fisher_type="empirical", diagonal=True)
+    found = diagonals(prior, model.named_parameters())
+    assert list(found) == ["qkv.weight", "qkv.bias", "out.weight", "out.bias"]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name].double(), dense.diagonal()[slice(*places[name])].view(p.shape), rtol=1e-6, atol=1e-9)
+    assert diagonals(prior, [("lora_A", model["out"].weight)]) == {}
+    with pytest.raises(ValueError, match=r"prior: qkv\.weight has no diagonal"):
+        diagonals(estimate_prior(model, loss, samples, rank=1, fisher_type="empirical"), model.named_parameters())
 
 
 def test_bad_input():
@@ -187,7 +189,3 @@ def test_bad_input():
         ewc(named, {**fisher, "3.bias": torch.tensor([0.1, float("nan")])}, strength=1.0)
     with pytest.raises(ValueError, match="zero everywhere"):
         ewc(named, {k: torch.zeros_like(v) for k, v in fisher.items()}, strength=1.0)
-    with pytest.raises(ValueError, match="no samples"):
-        diagonal_fisher(model, lambda m, s: m(s).sum(), [])
-    with pytest.raises(ValueError, match="loss of sample 0"):
-        diagonal_fisher(model, lambda m, s: m(s).sum() * float("nan"), [torch.zeros(3, dtype=torch.float64)])

@@ -26,6 +26,9 @@ def test_flat_form_is_json_and_round_trips():
         ({"srft.damping_range": [0.9, 0.1]}, ["srft.damping_range", "0.9"]),
         ({"optim.lr": "fast"}, ["optim.lr", "fast", "number"]),
         ({"data.modality": "lidar"}, ["data.modality", "lidar", "rgbe"]),
+        ({"baseline.kind": "ewc"}, ["baseline.kind", "none with paradigm srft"]),
+        ({"baseline.kind": "ewc2", "paradigm": "full"}, ["baseline.kind", "l2_sp"]),
+        ({"optim.rates": "published", "data.modality": "rgb"}, ["optim.rates", "uniform"]),
         ({"workers": 3}, ["optim.batch_size", "16", "3 workers"]),
     ],
 )
@@ -60,7 +63,9 @@ def test_digest_follows_every_setting_but_name_and_workers(key):
     alternatives = {
         "paradigm": "full", "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
-        "srft.damping_range": [0.2, 0.3], "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
+        "srft.damping_range": [0.2, 0.3],
+        "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published",
+        "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
     }  # fmt: skip
     if key in alternatives:
         other = alternatives[key]
@@ -68,8 +73,9 @@ def test_digest_follows_every_setting_but_name_and_workers(key):
         other = not value
     else:
         other = value + 1
-    assert from_flat({key: other}).digest() != base.digest()
-    assert from_flat({"name": "x", "workers": 2}).digest() == base.digest()
+    base = from_flat({"paradigm": "full"}) if key == "baseline.kind" else base  # Not beside SRFT.
+    assert from_flat({key: other}, base).digest() != base.digest()
+    assert from_flat({"name": "x", "workers": 2}, base).digest() == base.digest()
 
 
 def test_configurations_cannot_be_changed_in_place():

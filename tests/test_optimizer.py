@@ -9,10 +9,13 @@ from torch import nn
 from srft.config import SRFTConfig
 from srft.method.groups import groups_of
 from srft.method.histogram import rank_table
+from srft.method.kronecker_prior import KroneckerGroup
+from srft.method.operation import Operation
 from srft.method.optimizer import SRFTAdamW
 from srft.method.prior import GroupPrior, PriorSensitivity
 from srft.method.sketch import histogram_of
 from srft.method.sparsity import LocalExchange, MergedStatistics, merge
+from srft.method.storage import from_log8, to_log8
 from tests.reference import released_rule
 from tests.reference.optimizer import DenseStep
 from tests.reference.sparsity import true_rank
@@ -36,8 +39,8 @@ def settings(**kw):
     return SRFTConfig(**{"rank": 3, "prior_strength": 0.0, "damping_strength": 0.0, **kw})
 
 
-def make_prior(model, rank=3, names=None, dtype=None, seed=5):
-    """Random orthonormal directions for some groups."""
+def make_prior(model, rank=3, names=None, dtype=None, seed=5, diagonal=False):
+    """Random orthonormal directions for some groups, and a diagonal larger than theirs if asked for."""
     g = torch.Generator().manual_seed(seed)
     groups = {}
     for group in groups_of(dict(model.named_parameters())):
@@ -47,8 +50,45 @@ def make_prior(model, rank=3, names=None, dtype=None, seed=5):
             values = torch.rand(k, generator=g, dtype=torch.float64).sort(descending=True).values + 0.1
             trace = float(values.sum()) + 0.7
             vectors = q.to(dtype or next(model.parameters()).dtype)
-            groups[group.name] = GroupPrior(group=group, eigenvalues=values, eigenvectors=vectors, trace=trace, next_eigenvalue=0.1)
+            kept = (values[:, None] * vectors.double().square()).sum(0)
+            whole = (kept + torch.rand(group.numel, generator=g, dtype=torch.float64) ** 4).float() if diagonal else None
+            groups[group.name] = GroupPrior(
+                group=group, eigenvalues=values, eigenvectors=vectors, trace=trace, next_eigenvalue=0.1, diagonal=whole
+            )
     return PriorSensitivity(groups=groups, rank=rank, samples=9, fisher_type="empirical", base_hash="0", data="", scale=0.8)
+
+
+def make_kronecker(model, seed=5, diagonal=False):
+    """Random products of orthonormal rows for the matrices, random directions for the rest."""
+    g = torch.Generator().manual_seed(seed)
+    prior, shapes = make_prior(model, diagonal=diagonal), {name: p.shape for name, p in model.named_parameters()}
+    groups = dict(prior.groups)
+    for name, low_rank in prior.groups.items():
+        shape, group, dtype = shapes[low_rank.group.parameter], low_rank.group, low_rank.eigenvectors.dtype
+        inputs, rows = shape[-1], group.numel // shape[-1]
+        if len(shape) == 2 and rows > 2:
+            u, w = (
+                torch.linalg.qr(torch.randn(n, k, generator=g, dtype=torch.float64))[0].T.to(dtype) for n, k in ((rows, 2), (inputs, 3))
+            )
+            pairs = torch.tensor([[0, 1, 0], [0, 0, 2]])
+            groups[name] = KroneckerGroup(
+                group=group,
+                eigenvalues=low_rank.eigenvalues,
+                out_vectors=u.contiguous(),
+                in_vectors=w.contiguous(),
+                pairs=pairs,
+                trace=low_rank.trace + 0.3,
+                spectral=0.1,
+                frobenius=0.1,
+                vector_errors=torch.zeros(3, dtype=torch.float64),
+                diagonal=low_rank.diagonal,
+            )
+    return PriorSensitivity(**{**vars(prior), "groups": groups})
+
+
+def as_rows(prior):
+    """[K, n] float64 eigenvectors of either kind."""
+    return torch.stack([prior.expand(e).double() for e in torch.eye(len(prior.eigenvalues))])
 
 
 def gradients(model, step, scale=1.0):
@@ -80,7 +120,19 @@ def table_lookup(table):
     return lookup
 
 
-@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}])
+LAYOUTS = {"gathered": {}, "several buckets": {"kernel.CHUNK": 64}, "pieces": {"kernel.SMALL": 0, "tangent.CHUNK": 16}}
+"""Sizes that make a small network's operations share a bucket, fill several, or be worked through piece by piece."""
+
+
+def lay_out(monkeypatch, layout):
+    for name, value in LAYOUTS[layout].items():
+        monkeypatch.setattr(f"srft.method.{name}", value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"amsgrad": True}, {"maximize": True}, {"amsgrad": True, "fused": True}],
+)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("mode", [None, "penalty", "proximal", "projection"])
 def test_without_strength_it_is_adamw_bit_for_bit(mode, decay, options):
@@ -100,11 +152,14 @@ def test_without_strength_it_is_adamw_bit_for_bit(mode, decay, options):
         assert torch.equal(weights(a), weights(b))
 
 
-def test_damping_kernel_without_decay_of_the_step_is_adamw():
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"maximize": True}])
+def test_damping_kernel_without_decay_of_the_step_is_adamw(options, layout, monkeypatch):
     """The damped kernel is another one than torch's: with ranks that all give no damping it agrees to rounding."""
+    lay_out(monkeypatch, layout)
     a, b = net(torch.float64), net(torch.float64)
-    ours = SRFTAdamW(a.named_parameters(), total_steps=9, srft=settings(damping_strength=1e-12), **ADAM)
-    theirs = torch.optim.AdamW(b.parameters(), **ADAM)
+    ours = SRFTAdamW(a.named_parameters(), total_steps=9, srft=settings(damping_strength=1e-12), **ADAM, **options)
+    theirs = torch.optim.AdamW(b.parameters(), **ADAM, **options)
     for step in range(9):
         for model, optimizer in ((a, ours), (b, theirs)):
             gradients(model, step)
@@ -113,26 +168,43 @@ def test_damping_kernel_without_decay_of_the_step_is_adamw():
     torch.testing.assert_close(weights(a), weights(b), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("scale", ["global", "group"])
-@pytest.mark.parametrize("damping", [0.0, 0.8])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *(("low rank", layout) for layout in LAYOUTS),
+        ("kronecker", "pieces"),
+        ("kronecker", "gathered"),
+        ("low rank and diagonal", "pieces"),
+        ("kronecker and diagonal", "gathered"),
+        ("diagonal alone", "several buckets"),
+    ],
+)
+@pytest.mark.parametrize(("damping", "scale"), [(0.0, "global"), (0.8, "global"), (0.8, "group")])
 @pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
-def test_every_mode_against_dense(mode, damping, scale):
+def test_every_mode_against_dense(mode, damping, scale, kind, layout, monkeypatch):
+    lay_out(monkeypatch, layout)
     model, total, strength = net(torch.float64), 12, 0.7
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     pretrained = {name: p + 0.1 for name, p in start.items()}
-    prior = make_prior(model, names=[g.name for g in groups_of(start) if g.name != "out.bias"])
-    config = settings(mode=mode, scale=scale, prior_strength=strength, damping_strength=damping, kappa=2.0)
+    make = make_kronecker if "kronecker" in kind else make_prior
+    prior = make(model, diagonal="diagonal" in kind)
+    if kind == "diagonal alone":
+        prior = prior.truncated(0)
+    prior = PriorSensitivity(**{**vars(prior), "groups": {n: p for n, p in prior.groups.items() if n != "out.bias"}})
+    config = settings(rank=prior.rank, mode=mode, scale=scale, prior_strength=strength, damping_strength=damping, kappa=2.0)
     optimizer = SRFTAdamW(model.named_parameters(), total_steps=total, srft=config, prior=prior, pretrained=pretrained, **ADAM)
     dense, tables, prior_ranks = {}, {}, {}
     for group in groups_of(start):
         p = prior.groups.get(group.name)
-        vectors, values = (p.eigenvectors, p.eigenvalues) if p else (np.zeros((0, group.numel)), np.zeros(0))
-        top = 1.0 if p is None else 0.8 if scale == "global" else float(values[0])
+        vectors, values = (as_rows(p), p.eigenvalues) if p and len(p.eigenvalues) else (np.zeros((0, group.numel)), np.zeros(0))
+        top = 1.0 if p is None else 0.8 if scale == "global" or not len(values) else float(values[0])
+        remainder = from_log8(*to_log8(p.residual_diagonal())) if p and p.diagonal is not None else None
         dense[group] = DenseStep(
             group.of(start[group.parameter]),
             group.of(pretrained[group.parameter]),
             vectors,
             values,
+            remainder,
             scale=top,
             residual=p.residual if p else 1.0,
             mode=mode,
@@ -141,10 +213,19 @@ def test_every_mode_against_dense(mode, damping, scale):
             **ADAM,
         )
         if p:
-            measure = sum(float(values[k]) * vectors[k].numpy() ** 2 for k in range(len(values)))
-            prior_ranks[group] = table_lookup(rank_table(histogram_of(torch.from_numpy(measure))))(measure)
+            kept = sum((float(values[k]) * vectors[k].numpy() ** 2 for k in range(len(values))), np.zeros(group.numel))
+            measure = kept if p.diagonal is None else p.diagonal.double().numpy()
+            np.testing.assert_allclose(p.measure(), measure, rtol=1e-9, atol=1e-12)
+            ranks = table_lookup(rank_table(histogram_of(torch.from_numpy(measure))))(measure)
+            prior_ranks[group] = np.round(255 * ranks) / 255  # Kept in 8 bits.
             assert np.abs(prior_ranks[group] - true_rank(measure)).max() < 0.15
     for step in range(total + 2):
+        if step == 7:  # Somebody else moves the weights between two steps.
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.25)
+            for reference in dense.values():
+                reference.values = reference.values * 1.25
         w = max(1 - step / total, 0) ** 2
         assert optimizer.prior_weight == pytest.approx(w)
         gradients(model, step)
@@ -412,13 +493,72 @@ def test_bfloat16_directions_are_those_of_float32_to_their_rounding(mode):
     torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
+def test_bfloat16_weights_are_moved_by_displacements_in_float32(mode):
+    """Displacements are small differences of large numbers; what is wrong with 8 bits of mantissa is not wrong with the weights' own."""
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = net()
+        for p in model.parameters():
+            p.data = p.data.bfloat16().to(dtype)
+        prior = make_prior(net(), dtype=torch.float32)
+        config = settings(mode=mode, prior_strength=2.0, damping_strength=0.5, schedule="constant")
+        optimizer = SRFTAdamW(model.named_parameters(), total_steps=20, srft=config, prior=prior, **{**ADAM, "lr": 0.1})
+        assert optimizer.state[model.out.weight]["anchor"].dtype == torch.float32
+        again = SRFTAdamW(model.named_parameters(), total_steps=20, srft=config, prior=prior, **{**ADAM, "lr": 0.1})
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert torch.equal(again.state[model.out.weight]["anchor"], optimizer.state[model.out.weight]["anchor"])
+        results.append(run(model, again, 3).float())
+    # Adam makes a step of either sign out of a gradient that is nearly zero.
+    assert ((results[0] - results[1]).abs() < 0.02).float().mean() > 0.99
+
+
+def test_steps_keep_what_they_know_of_the_weights_and_notice_changes(monkeypatch):
+    model = net()
+    optimizer = SRFTAdamW(model.named_parameters(), total_steps=30, srft=settings(prior_strength=1.0), prior=make_prior(model), **ADAM)
+    projected = []
+    project = Operation.project
+    monkeypatch.setattr(Operation, "project", lambda self, *a: projected.append(self.group.name) or project(self, *a))
+    run(model, optimizer, 1)
+    assert len(projected) == 8  # All of them, once: q, k, v twice, and out's weight and bias.
+    run(model, optimizer, 3, first=1)
+    assert len(projected) == 8
+    with torch.no_grad():
+        model.out.weight.add_(0.1)
+    run(model, optimizer, 1, first=4)
+    assert projected[8:] == ["out.weight"]
+
+
+def test_sparse_gradients_are_refused_by_name():
+    model = nn.Embedding(4, 2, sparse=True)
+    optimizer = SRFTAdamW(model.named_parameters(), total_steps=3)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="weight has a sparse gradient"):
+        optimizer.step()
+
+
 def test_copies_share_one_table_of_prior_ranks():
     source = nn.Linear(6, 6, bias=False)
     model = nn.ModuleDict({"a": nn.Linear(6, 6, bias=False), "b": nn.Linear(6, 6, bias=False)})
     prior = make_prior(source).carried({"a.weight": "weight", "b.weight": "weight"})
     optimizer = SRFTAdamW(model.named_parameters(), total_steps=9, srft=settings(damping_strength=1.0), prior=prior, **ADAM)
     run(model, optimizer, 2)
-    assert len(optimizer._prior_ranks) == 1
+    a, b = ([op.prior_ranks for op in optimizer._operations[p]] for p in model.parameters())
+    assert a[0].dtype == torch.uint8
+    assert a[0].data_ptr() == b[0].data_ptr()
+
+
+def test_a_parameter_that_had_no_gradient_for_a_while_counts_its_own_steps():
+    a, b = net(torch.float64), net(torch.float64)
+    ours = SRFTAdamW(a.named_parameters(), total_steps=9, srft=settings(damping_strength=1e-12), **ADAM)
+    theirs = torch.optim.AdamW(b.parameters(), **ADAM)
+    for step in range(6):
+        for model, optimizer in ((a, ours), (b, theirs)):
+            gradients(model, step)
+            if step in (0, 1, 4):
+                model.out.weight.grad = None
+            optimizer.step()
+    torch.testing.assert_close(weights(a), weights(b), rtol=0, atol=1e-7)
 
 
 def test_empty_and_single_element_parameters():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig
+from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig
 from srft.data.pairs import PairSampler
 from srft.data.synthetic import load_domain, sequences
 from srft.method.optimizer import SRFTAdamW
@@ -19,7 +19,7 @@ from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker, save_tracker
 from srft.training import checkpoint, step
 from srft.training import prior as prior_module
-from srft.training.prior import carry, source_prior
+from srft.training.prior import carry, source_prior, wants_prior
 from srft.training.step import Worker, fine_tune, learning_rate, run
 
 # A refresh of 2 in epochs of 3 steps: statistics of step 2 are still on their way when the first epoch is saved.
@@ -146,6 +146,38 @@ def test_full_is_srft_without_strengths(whole, tmp_path, domain, prior):
     fine_tune(changed(paradigm="full"), domain, None, directory=tmp_path / "full")
     assert same(tmp_path / "srft", tmp_path / "full")
     assert not same(whole[0], tmp_path / "full")
+
+
+OTHERS = {
+    "kronecker and diagonal": {"srft": dataclasses.replace(CONFIG.srft, estimator="kronecker", diagonal=True)},
+    "streaming, proximal": {"srft": dataclasses.replace(CONFIG.srft, estimator="streaming", mode="proximal")},
+    "L2-SP": {"paradigm": "full", "baseline": BaselineConfig(kind="l2_sp", strength=10.0)},
+    "EWC in the gradient": {"paradigm": "full", "baseline": BaselineConfig(kind="ewc", strength=10.0, decoupled=False)},
+    "L2-SP on LoRA": {"paradigm": "lora", "baseline": BaselineConfig(kind="l2_sp", strength=10.0)},
+    "published rates": {"paradigm": "full", "optim": dataclasses.replace(CONFIG.optim, rates="published")},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_priors_baselines_and_rates_change_the_run_and_resume_to_the_bit(other, tmp_path, domain, cache, few_source_sequences):
+    config = changed(**OTHERS[other])
+    prior = source_prior(config, cache, rank=4) if wants_prior(config) else None
+
+    def stop(report):
+        raise KeyboardInterrupt
+
+    fine_tune(config, domain, prior, directory=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(config, domain, prior, directory=tmp_path / "halves", on_epoch=stop)
+    fine_tune(config, domain, prior, directory=tmp_path / "halves", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "halves")
+    plain = changed(**{**OTHERS[other], "baseline": BaselineConfig(), "optim": CONFIG.optim})
+    if "srft" in OTHERS[other]:
+        plain = CONFIG
+    plain_prior = source_prior(plain, cache, rank=4) if wants_prior(plain) else None
+    fine_tune(plain, domain, plain_prior, directory=tmp_path / "plain")
+    # What holds near the pre-trained values has nothing to hold of new parameters, and LoRA trains no others.
+    assert same(tmp_path / "whole", tmp_path / "plain") == (other == "L2-SP on LoRA")
 
 
 @pytest.mark.parametrize("center_jitter", [3.0, 7.0])
@@ -281,7 +313,8 @@ def test_nothing_moves_when_loss_or_gradient_is_not_finite(monkeypatch, loss, cl
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(model, "forward", lambda template, search: nn.functional.linear(template, model.weight, model.bias))
     batch = step.Batch(torch.ones(1, 2), torch.zeros(0), torch.zeros(0))
-    with pytest.raises(FloatingPointError, match="epoch 7, step 9"):
+    named = "" if loss == "log" else "; the gradient of weight and 1 more is not finite"
+    with pytest.raises(FloatingPointError, match=f"epoch 7, step 9: loss.*{named}"):
         step._step(model, optimizer, batch, 0.1, clip, "epoch 7, step 9")
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert optimizer.steps_taken == 0
@@ -315,7 +348,7 @@ def test_the_learning_rate_rises_and_falls_to_zero():
 
 
 def test_a_run_that_cannot_be_right_is_refused(whole, tmp_path, domain, prior):
-    with pytest.raises(ValueError, match=r"srft\.rank 2 needs a prior"):
+    with pytest.raises(ValueError, match=r"srft\.rank 2 and baseline\.kind none needs a prior"):
         fine_tune(CONFIG, domain, None, directory=tmp_path)
     with pytest.raises(ConfigError, match=r"tracker\.preset is 'small', but the weights tiny_rgb are of preset 'tiny'"):
         fine_tune(changed(tracker=TrackerConfig(preset="small")), domain, prior, directory=tmp_path)
@@ -372,8 +405,9 @@ def test_what_the_prior_depends_on_gets_a_file_of_its_own(tmp_path, cache, prior
         other.get_parameter("backbone.norm.bias").add_(1)
     save_tracker(other, tmp_path / "other.safetensors", preset="tiny", about={})
     files = {path.name for path in cache.glob("prior-*")}
-    (known,) = (path for path in cache.glob("prior-*") if "-n4-k4-w7-" in path.name)
-    monkeypatch.setattr(prior_module, "estimate_prior", lambda *arguments, **settings: prior)
+    (known,) = (path for path in cache.glob("prior-*") if "-exact-empirical-n4-k4-w7-" in path.name)
+    for estimator in ("exact", "streaming"):
+        monkeypatch.setitem(prior_module._ESTIMATORS, estimator, lambda *arguments, **settings: prior)
     variants = [
         (changed(tracker=TrackerConfig(pretrained=str(tmp_path / "other.safetensors"))), 4),
         (changed(tracker=TrackerConfig(freeze_head=False)), 4),
@@ -383,6 +417,8 @@ def test_what_the_prior_depends_on_gets_a_file_of_its_own(tmp_path, cache, prior
         (changed(data=dataclasses.replace(CONFIG.data, scale_jitter=0.1)), 4),
         (changed(srft=dataclasses.replace(CONFIG.srft, fisher="mc")), 4),
         (changed(srft=dataclasses.replace(CONFIG.srft, fisher_samples=5)), 4),
+        (changed(srft=dataclasses.replace(CONFIG.srft, estimator="streaming", fisher_samples=5)), 4),
+        (changed(srft=dataclasses.replace(CONFIG.srft, diagonal=True, fisher_samples=5)), 4),
         (CONFIG, 3),
     ]
     for config, rank in variants:

@@ -143,3 +143,6 @@ def test_refusals():
     optimizer = SRFTAround(base, model.named_parameters(), total_steps=3, srft=settings(rank=0))
     with pytest.raises(ValueError, match="no base"):
         optimizer.load_state_dict(base.state_dict())
+    upwards = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    with pytest.raises(ValueError, match="the base optimizer maximizes"):
+        SRFTAround(upwards, model.named_parameters(), total_steps=3, srft=settings(rank=0))

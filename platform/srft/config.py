@@ -20,13 +20,27 @@ TangentMode = Literal["penalty", "proximal", "projection"]
 PriorScale = Literal["global", "group"]
 TransferSource = Literal["adam", "two_step"]
 FisherType = Literal["empirical", "mc"]
+PriorEstimator = Literal["exact", "streaming", "kronecker"]
+Baseline = Literal["none", "l2_sp", "ewc"]
+Rates = Literal["uniform", "published", "published_fe108"]
 Paradigm = Literal[
     "full", "head", "bias", "lora", "adapter", "prompt", "srft", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"
 ]
 Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
 Preset = Literal["tiny", "small", "base", "base_384"]
 
-__all__ = ["ConfigError", "DataConfig", "OptimConfig", "SRFTConfig", "TrackerConfig", "TrainConfig", "from_flat", "load", "to_flat"]
+__all__ = [
+    "BaselineConfig",
+    "ConfigError",
+    "DataConfig",
+    "OptimConfig",
+    "SRFTConfig",
+    "TrackerConfig",
+    "TrainConfig",
+    "from_flat",
+    "load",
+    "to_flat",
+]
 
 
 class ConfigError(ValueError):
@@ -115,6 +129,10 @@ class SRFTConfig:
     """Gradients of the prior: of the loss at the annotated box, or at a label drawn from the model's own score map."""
     fisher_samples: int = 256
     """RGB pairs of the source domain that the prior is estimated from [N]."""
+    estimator: PriorEstimator = "exact"
+    """How: from all gradients at once, in bounded memory, or as Kronecker products (many eigenpairs of large networks)."""
+    diagonal: bool = False
+    """Also keep what the eigenpairs leave out of the diagonal: low rank + diagonal; costs a copy of the pre-trained weights."""
     refresh: int = 10
     """Steps between two refreshes of the transfer statistics [R]."""
 
@@ -127,9 +145,32 @@ class SRFTConfig:
         _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
         _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
         _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
-        words = {"schedule": Schedule, "mode": TangentMode, "scale": PriorScale, "transfer": TransferSource, "fisher": FisherType}
+        words = {
+            "schedule": Schedule,
+            "mode": TangentMode,
+            "scale": PriorScale,
+            "transfer": TransferSource,
+            "fisher": FisherType,
+            "estimator": PriorEstimator,
+        }
         for name, choices in words.items():
             _check(getattr(self, name) in get_args(choices), f"srft.{name}", getattr(self, name), f"one of {get_args(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """What SRFT is compared with: terms that hold every weight near its pre-trained value."""
+
+    kind: Baseline = "none"
+    """None, all weights alike (L2-SP), or each by the diagonal of the Fisher matrix (EWC)."""
+    strength: float = 1.0
+    """Weight of the term."""
+    decoupled: bool = True
+    """After the optimizer's step, as AdamW's weight decay; otherwise inside the gradient."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in get_args(Baseline), "baseline.kind", self.kind, f"one of {get_args(Baseline)}")
+        _check(0 <= self.strength < math.inf, "baseline.strength", self.strength, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +179,8 @@ class OptimConfig:
 
     lr: float = 3e-4
     """Peak learning rate; falls to zero along a half cosine."""
+    rates: Rates = "uniform"
+    """Learning rates of parameter groups relative to ``lr``: all alike, or those of the published recipes (two streams)."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
     grad_clip: float = 1.0
@@ -153,6 +196,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < 1, "optim.lr", self.lr, "between 0 and 1")
+        _check(self.rates in get_args(Rates), "optim.rates", self.rates, f"one of {get_args(Rates)}")
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "at least 0")
         for name in ("batch_size", "epochs", "steps_per_epoch"):
@@ -180,6 +224,7 @@ class TrainConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     srft: SRFTConfig = field(default_factory=SRFTConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
@@ -187,6 +232,10 @@ class TrainConfig:
         _check(self.paradigm in get_args(Paradigm), "paradigm", self.paradigm, f"one of {get_args(Paradigm)}")
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
         _check(self.workers >= 1, "workers", self.workers, "at least 1")
+        plain = self.baseline.kind == "none" or not self.paradigm.startswith("srft")
+        _check(plain, "baseline.kind", self.baseline.kind, f"none with paradigm {self.paradigm}: it is what SRFT is compared with")
+        two_streams = self.data.modality != "rgb"
+        _check(self.optim.rates == "uniform" or two_streams, "optim.rates", self.optim.rates, "uniform for a single stream (modality rgb)")
         _check(
             self.optim.batch_size % self.workers == 0,
             "optim.batch_size",

@@ -6,17 +6,36 @@ import numpy as np
 class DenseStep:
     """State and step of one operation.
 
-    Args: start values, eigenvectors [K, n] and eigenvalues [K] (dimensionless in ``curvature``), settings by name.
+    Args: start values, eigenvectors [K, n] and eigenvalues [K], what they leave out of the diagonal [n], settings by name.
     """
 
-    def __init__(self, values, anchor, vectors, eigenvalues, *, scale, residual, mode, strength, damping=0.0, low=0.25, high=0.65, **adam):
+    def __init__(
+        self,
+        values,
+        anchor,
+        vectors,
+        eigenvalues,
+        remainder=None,
+        *,
+        scale,
+        residual,
+        mode,
+        strength,
+        damping=0.0,
+        low=0.25,
+        high=0.65,
+        **adam,
+    ):
         self.values, self.anchor = np.array(values, np.float64), np.array(anchor, np.float64)
         self.n = len(self.values)
         v, lam = np.asarray(vectors, np.float64), np.asarray(eigenvalues, np.float64)
         self.matrix = sum((lam[k] / scale * np.outer(v[k], v[k]) for k in range(len(lam))), np.zeros((self.n, self.n)))
         ridge = residual / (self.n - len(lam)) / strength if strength else np.inf
         self.projector = sum((lam[k] / (lam[k] + ridge) * np.outer(v[k], v[k]) for k in range(len(lam))), np.zeros((self.n, self.n)))
-        self.has_prior = len(lam) > 0
+        remainder = np.zeros(self.n) if remainder is None else np.asarray(remainder, np.float64)
+        self.diagonal = np.diag(remainder / scale)
+        self.diagonal_projector = np.diag(np.divide(remainder, remainder + ridge, out=np.zeros(self.n), where=remainder > 0))
+        self.has_prior = len(lam) > 0 or remainder.any()
         self.mode, self.strength, self.damping, self.low, self.high, self.adam = mode, strength, damping, low, high, adam
         self.first, self.second, self.t = np.zeros(self.n), np.zeros(self.n), 0
 
@@ -24,9 +43,10 @@ class DenseStep:
         lr, (b1, b2), eps, decay = (self.adam[k] for k in ("lr", "betas", "eps", "weight_decay"))
         g = np.array(gradient, np.float64)
         if self.mode == "penalty":
-            g = g + self.strength * w * self.matrix @ (self.values - self.anchor)
+            g = g + self.strength * w * (self.matrix + self.diagonal) @ (self.values - self.anchor)
         if self.mode == "projection":
             g = g - w * self.projector @ g
+            g = g - w * self.diagonal_projector @ g
         self.t += 1
         self.first = b1 * self.first + (1 - b1) * g
         self.second = b2 * self.second + (1 - b2) * g**2
@@ -39,7 +59,8 @@ class DenseStep:
             factor = 1 - self.damping * (self.low + (self.high - self.low) * rank)
         self.values = self.values - lr * factor * (u + decay * self.values)
         if self.mode == "proximal":
-            # argmin over x of |x - theta|^2 / 2 + lr lambda w (x - anchor)^T A (x - anchor) / 2, by its normal equations.
-            a = lr * self.strength * w * self.matrix
-            self.values = np.linalg.solve(np.eye(self.n) + a, self.values + a @ self.anchor)
+            # argmin over x of |x - theta|^2 / 2 + lr lambda w (x - anchor)^T A (x - anchor) / 2, by its normal equations; then of the rest.
+            for matrix in (self.matrix, self.diagonal):
+                a = lr * self.strength * w * matrix
+                self.values = np.linalg.solve(np.eye(self.n) + a, self.values + a @ self.anchor)
         return self.values

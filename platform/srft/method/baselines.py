@@ -11,20 +11,19 @@ Unlike SRFT's term, both keep a copy of the pre-trained weights, EWC the diagona
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from srft.method.fisher import sample_gradients, trainable_groups, undisturbed
+from srft.method.groups import groups_of
+from srft.method.prior import PriorSensitivity
 
-__all__ = ["QuadraticAnchor", "attach", "diagonal_fisher", "ewc", "l2_sp"]
-
-Item = TypeVar("Item")
+__all__ = ["QuadraticAnchor", "attach", "diagonals", "ewc", "l2_sp"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +113,7 @@ def ewc(
 
     Args:
         named_parameters: what trains.
-        fisher: diagonal by name, of the parameters' shapes, see :func:`diagonal_fisher`.
+        fisher: diagonal by name, of the parameters' shapes, see :func:`diagonals`.
         strength: of the term.
         pretrained: theta_0 by name; parameters that it lacks are free. The present values of all when None.
 
@@ -148,32 +147,28 @@ def ewc(
     return QuadraticAnchor(strength=strength, origin=plain.origin, importance=importance)
 
 
-def diagonal_fisher(
-    model: nn.Module, sample_loss: Callable[[nn.Module, Item], Tensor], samples: Iterable[Item], *, seed: int = 0
-) -> dict[str, Tensor]:
-    """Mean over samples of the squared gradient of each sample on its own.
-
-    The model runs in evaluation mode; its modes, ``.grad`` and the state of torch's random numbers are afterwards what they were.
+def diagonals(prior: PriorSensitivity, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """The diagonal of the Fisher matrix as :func:`ewc` takes it.
 
     Args:
-        model: the pre-trained model.
-        sample_loss: scalar loss of the model on one sample.
-        samples: what ``sample_loss`` takes, one after the other.
-        seed: of the random numbers that ``sample_loss`` may draw.
+        prior: estimated with ``diagonal=True`` and carried to these names.
+        named_parameters: what trains.
 
     Returns:
-        The diagonal by name, for the trainable parameters and of their shapes. No samples, and a loss or gradient that is not finite,
-        are ValueErrors.
+        By name and in the shapes of the parameters that the prior knows.
+
+    Raises:
+        ValueError: the prior holds no diagonal of a parameter that it knows.
     """
-    groups = trainable_groups(model, None)
-    total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
-    count = 0
-    with undisturbed(model, seed):
-        for gradients in sample_gradients(model, sample_loss, samples, groups):
-            count += 1
-            for name, gradient in gradients.items():
-                total[name].view(-1).addcmul_(gradient, gradient)
-    return {name: sums / count for name, sums in total.items()}
+    found = {}
+    for name, p in named_parameters:
+        priors = [prior.groups[group.name] for group in groups_of({name: p}) if group.name in prior.groups]
+        parts = [block.diagonal for block in priors if block.diagonal is not None]
+        if len(parts) < len(priors):
+            raise ValueError(f"prior: {name} has no diagonal; estimate the prior with diagonal=True")
+        if parts:
+            found[name] = torch.cat(parts).view(p.shape)
+    return found
 
 
 def attach(anchor: QuadraticAnchor, optimizer: Optimizer, *, decoupled: bool) -> RemovableHandle:

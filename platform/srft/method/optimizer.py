@@ -1,22 +1,24 @@
 """AdamW with sensitivity regularization: one regularized step.
 
 Symbols: g gradient, w(t) prior weight, V and lambda the prior's eigenpairs of an operation, theta_0 the pre-trained values, c = V (theta -
-theta_0) the displacement in the prior's subspace, L = lambda / scale the dimensionless eigenvalues.
+theta_0) the displacement in the prior's subspace, L = lambda / scale the dimensionless eigenvalues, r the dimensionless remainder of the
+diagonal, if the prior has one.
 
-1. Tangent-space term. ``penalty``: g += lambda_p w V^T L c. ``projection``: g -= w V^T D V g with D = lambda / (lambda + mu / lambda_p) and
-   mu = residual / (n - K), the mean eigenvalue left out. ``proximal``: after the step, theta -= V^T (s / (1 + s)) c with
-   s = lr lambda_p w L, the closed-form proximal step of the same quadratic, which no strength makes unstable.
+1. Tangent-space term. ``penalty``: g += lambda_p w (V^T L c + r (theta - theta_0)). ``projection``: g -= w V^T D V g with D = lambda /
+   (lambda + mu / lambda_p) and mu = residual / (n - K), the mean eigenvalue left out; then, element-wise, g -= w r / (r + mu / lambda_p) g.
+   ``proximal``: after the step, theta -= V^T (s / (1 + s)) c with s = lr lambda_p w L, the closed-form proximal step of the same quadratic,
+   which no strength makes unstable; then the same, element-wise, with r in the place of L.
 2. AdamW direction u; its moments see the regularized gradient.
 3. Damping: theta -= lr (1 - lambda_d m) (u + weight_decay theta), m = m_min + (m_max - m_min) (w rank(s_prior) + (1 - w) rank(s_trans)).
 
-theta_0 enters only as ``V theta_0``, K numbers per operation, so that no copy of the weights is kept. Ranks are those of magnitudes (roots
-of running mean squares, corrected for Adam's start), which have the same order.
+theta_0 enters as ``V theta_0``, K numbers per operation, so that no copy of the weights is kept unless there is a remainder. V theta is
+taken while the step has the new values at hand, so that V is read once. Ranks are those of magnitudes (roots of running mean squares,
+corrected for Adam's start), which have the same order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,34 +27,19 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from srft.config import SRFTConfig
-from srft.method.groups import Group, groups_of
-from srft.method.prior import GroupPrior, PriorSensitivity
+from srft.method.groups import groups_of
+from srft.method.kernel import AdamStep, Bucket, Damping, Tangent, average_two_steps, buckets_of
+from srft.method.operation import Binding, Operation
+from srft.method.prior import PriorSensitivity
 from srft.method.schedule import AdaptiveWeight, prior_weight
-from srft.method.sketch import TensorRanks, chunks, histogram_of, tensor_ranks
-from srft.method.sparsity import MergedStatistics, Sketch, rank_table
-from srft.method.tangent import coordinates, penalize, project, pull_back
+from srft.method.shards import Shard, local, shard_of, shard_values, sum_over_shards
+from srft.method.sketch import Scratch, histogram_of, tensor_ranks
+from srft.method.sparsity import MergedStatistics, Sketch
 
 __all__ = ["SRFTAdamW"]
 
 PLAIN = SRFTConfig(rank=0, prior_strength=0.0, damping_strength=0.0)
 """Settings under which the step is AdamW's."""
-
-
-@dataclass(eq=False, kw_only=True)
-class _Operation:
-    """What the optimizer knows of one group."""
-
-    group: Group
-    prior: GroupPrior | None
-    """None also if it keeps no eigenpair."""
-    curvature: Tensor
-    """``[K]`` L, on the parameter's device."""
-    shrinkage: Tensor
-    """``[K]`` D."""
-    columns: slice
-    """Where the operation's K numbers are in its parameter's anchor."""
-    ranks: TensorRanks
-    """Ranks of the transfer sensitivity; 0.5 throughout before the first statistics."""
 
 
 class SRFTAdamW(Optimizer):
@@ -62,6 +49,12 @@ class SRFTAdamW(Optimizer):
     the newest merged statistics in the first parameter group. Unscale and clip gradients before ``step``. In the modes ``penalty``
     and ``projection``, ``step`` changes ``.grad`` in place, as clipping does. Parameters without a prior (new heads, adapters) keep the
     transfer part alone, at full weight.
+
+    Parameters may be shards: with FSDP2 (``fully_shard``) build it after sharding, on every worker alike, as any torch optimizer. Its steps
+    are then collective, with one small reduction each.
+
+    Change weights between steps by torch's operations, not through ``.data``: what a step keeps of V theta is made again when a
+    parameter's version says that it was changed, and ``.data`` hides that for one step.
     """
 
     def __init__(
@@ -73,6 +66,8 @@ class SRFTAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        maximize: bool = False,
         srft: SRFTConfig | None = None,
         prior: PriorSensitivity | None = None,
         pretrained: Mapping[str, Tensor] | None = None,
@@ -88,11 +83,13 @@ class SRFTAdamW(Optimizer):
             betas: decay of the running means of g and g^2.
             eps: added to the root of the second moment.
             weight_decay: decoupled weight decay.
+            amsgrad: divide by the largest second moment so far.
+            maximize: take steps up the gradient instead of down.
             srft: the method's settings; None is AdamW.
             prior: keyed by these parameters' names (see ``PriorSensitivity.carried``), on their device; truncated to ``srft.rank``.
             pretrained: theta_0 by name, needed for parameters with a prior only; their present values when None.
-            foreach: AdamW kernel over lists of tensors, torch's choice when None.
-            fused: AdamW kernel in one launch, torch's choice when None; damping has its own kernel.
+            foreach: AdamW kernel over lists of tensors, torch's choice when None; regularized steps have their own kernel.
+            fused: AdamW kernel in one launch, torch's choice when None; regularized steps have their own kernel.
 
         Raises:
             ValueError: parameters come without names, a number is out of range, or the prior has no group of these parameters, another
@@ -108,22 +105,21 @@ class SRFTAdamW(Optimizer):
         self.total_steps = total_steps
         self.steps_taken = 0
         self.adaptive = AdaptiveWeight()
-        self._prior = prior.truncated(self.srft.rank) if prior is not None else None
+        self._binding = Binding(settings=self.srft, prior=None if prior is None else prior.truncated(self.srft.rank))
         self._pretrained = pretrained
-        self._operations: dict[Tensor, list[_Operation]] = {}
-        self._prior_ranks: dict[int, Tensor] = {}
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "foreach": foreach, "fused": fused}
-        super().__init__(named_parameters, defaults)  # pyrefly: ignore
+        self._operations: dict[Tensor, list[Operation]] = {}
+        self._shards: dict[Tensor, Shard] = {}
+        self._bucketed: dict[tuple[int, tuple[int, ...]], list[Bucket]] = {}
+        self._scratch = Scratch()
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize}
+        super().__init__(named_parameters, {**defaults, "foreach": foreach, "fused": fused})  # pyrefly: ignore
         self._pretrained = None
-        names = [op.group.name for op in self._all_operations()]
-        if self._prior is not None and names and not any(name in self._prior.groups for name in names):
+        names = [op.group.name for operations in self._operations.values() for op in operations]
+        if prior is not None and names and not any(name in prior.groups for name in names):
             raise ValueError(
-                f"prior: none of its groups ({', '.join(list(self._prior.groups)[:2])}, ...) is among the parameters' "
+                f"prior: none of its groups ({', '.join(list(prior.groups)[:2])}, ...) is among the parameters' "
                 f"({', '.join(names[:2])}, ...); carry it with the key map of the weights first"
             )
-
-    def _all_operations(self) -> list[_Operation]:
-        return [op for operations in self._operations.values() for op in operations]
 
     @property
     def prior_weight(self) -> float:
@@ -150,41 +146,21 @@ class SRFTAdamW(Optimizer):
 
     @torch.no_grad()
     def _adopt(self, name: str, p: Tensor) -> None:
-        if not p.is_contiguous():
+        values, shard = local(p), shard_of(name, p)
+        if not values.is_contiguous():
             raise ValueError(f"{name} is not contiguous in memory; call .contiguous() on its data before building the optimizer")
-        operations, used = [], 0
-        for group in groups_of({name: p}):
-            prior = self._prior.groups.get(group.name) if self._prior is not None else None
-            if prior is not None and (prior.group.start, prior.group.stop) != (group.start, group.stop):
-                raise ValueError(
-                    f"prior of {group.name} is of elements {prior.group.start} to {prior.group.stop}, the parameter's are {group.start} to "
-                    f"{group.stop}; the key map sends a parameter to one of another shape"
-                )
-            curvature = shrinkage = torch.zeros(0, dtype=p.dtype, device=p.device)
-            if prior is not None and len(prior.eigenvalues) == 0:
-                prior = None
-            if self._prior is not None and prior is not None:
-                top = self._prior.scale if self.srft.scale == "global" else float(prior.eigenvalues[0])
-                left_out = prior.residual / max(group.numel - len(prior.eigenvalues), 1)
-                ridge = left_out / self.srft.prior_strength if self.srft.prior_strength > 0 else float("inf")
-                curvature = (prior.eigenvalues / top).to(p.device, p.dtype)
-                shrinkage = (prior.eigenvalues / (prior.eigenvalues + ridge)).to(p.device, p.dtype)
-            columns = slice(used, used + len(curvature))
-            unknown = TensorRanks(0, torch.full((1,), 0.5, device=p.device))
-            operations.append(
-                _Operation(group=group, prior=prior, curvature=curvature, shrinkage=shrinkage, columns=columns, ranks=unknown)
-            )
-            used += len(curvature)
-        self._operations[p] = operations
-        if used:
-            if self._pretrained is not None and name not in self._pretrained:
+        groups, origin = groups_of({name: p}), values.view(-1)
+        if self._pretrained is not None and any(self._binding.prior_of(group) for group in groups):
+            if name not in self._pretrained:
                 raise ValueError(f"pretrained: no values for {name}, which has a prior; expected every parameter that has one")
-            values = p if self._pretrained is None else self._pretrained[name].to(p.device, p.dtype).contiguous()
-            if values.shape != p.shape:
-                raise ValueError(f"pretrained: {name} has shape {tuple(values.shape)}, the parameter {tuple(p.shape)}")
-            self.state[p]["anchor"] = torch.cat(
-                [coordinates(op.prior.eigenvectors, op.group.of(values)) for op in operations if op.prior is not None]
-            )
+            origin = shard_values(name, self._pretrained[name], p, shard)
+        operations: list[Operation] = []
+        for group in groups:
+            operations.append(self._binding.operation(group, shard, origin, operations[-1].columns.stop if operations else 0))
+        self._operations[p], self._shards[p] = operations, shard
+        if known := [(op, op.directions) for op in operations if op.directions is not None]:
+            totals = sum_over_shards([shard] * len(known), [op.project(origin, self._scratch) for op, _ in known])
+            self.state[p]["anchor"] = torch.cat([v.coordinates(total) for (_, v), total in zip(known, totals, strict=True)])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
@@ -194,116 +170,146 @@ class SRFTAdamW(Optimizer):
             closure: computes the loss again and returns it; not needed.
 
         Returns:
-            What the closure returned.
+            What the closure returned. A sparse gradient is a ValueError.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         settings, w = self.srft, self.prior_weight
-        tangent = settings.prior_strength * w > 0
+        strength = settings.prior_strength * w
+        mode = settings.mode if strength > 0 else None
+        gradients = self._gradients()
+        combinations = self._combinations(mode, gradients, strength, w) if mode in ("penalty", "projection") else {}
         low, high = settings.damping_range
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad.contiguous() for p in parameters]
-            for p, gradient in zip(parameters, gradients, strict=True):
-                self._prepare(p, fused=bool(group["fused"]))
-                if tangent and settings.mode != "proximal":
-                    self._regularize(p, gradient, w)
-                if settings.transfer == "two_step":
-                    _average_two_steps(self.state[p], gradient)
-            if settings.damping_strength > 0 and high > low:
-                self._damped_adamw(group, parameters, gradients, w)
-            else:
-                self._adamw(group, parameters, gradients, group["lr"] * (1 - settings.damping_strength * low))
-            if tangent and settings.mode == "proximal":
-                strength = float(group["lr"]) * settings.prior_strength * w
-                for p in parameters:
-                    for op, vectors in self._with_prior(p):
-                        pull_back(op.group.of(p), vectors, self._offset(p, op, vectors), op.curvature, strength)
+        damping = Damping(strength=settings.damping_strength, low=low, high=high, weight=w, transfer=settings.transfer)
+        tangent = Tangent(
+            prepared={op: op.directions.prepare(x) for op, x in combinations.items() if op.directions is not None},
+            penalty=strength if mode == "penalty" else 0.0,
+            projection=w if mode == "projection" else 0.0,
+            accumulate=mode in ("penalty", "proximal"),
+        )
+        for number, group in enumerate(self.param_groups):
+            parameters = [p for p in group["params"] if p in gradients]
+            for p in parameters:
+                self._prepare(p, group)
+            if mode is None and damping.span == 0:
+                self._adamw(group, parameters, group["lr"] * damping.most)
+                continue
+            values = {p: local(p).view(-1) for p in parameters}
+            states = {p: self._flat_state(p) for p in parameters}
+            torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
+            for step, buckets in self._buckets(number, parameters):
+                for bucket in buckets:
+                    bucket.update(values, gradients, states, AdamStep.of(group, step), damping, tangent, self._scratch)
+            for p in parameters:
+                for op in self._operations[p]:
+                    op.version = values[p]._version
+        if mode == "proximal":
+            self._pull_back(gradients, settings.prior_strength * w)
         self.steps_taken += 1
         return loss
 
-    def _prepare(self, p: Tensor, *, fused: bool) -> None:
+    def _buckets(self, number: int, parameters: list[Tensor]) -> list[tuple[float, list[Bucket]]]:
+        # By the steps that the parameters have taken, of which there are several only where some had no gradient at times.
+        taken: dict[float, list[Tensor]] = {}
+        for p in parameters:
+            taken.setdefault(self.state[p]["step"].item(), []).append(p)
+        result = []
+        for step, members in taken.items():
+            key = number, tuple(map(id, members))
+            if key not in self._bucketed:
+                self._bucketed[key] = buckets_of((p, op) for p in members for op in self._operations[p])
+            result.append((step, self._bucketed[key]))
+        return result
+
+    def _gradients(self) -> dict[Tensor, Tensor]:
+        # Flattened, of the elements held here, by parameter.
+        gradients = {}
+        for group in self.param_groups:
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                if p.grad is not None:
+                    if p.grad.is_sparse:
+                        raise ValueError(f"{name} has a sparse gradient; expected dense ones, as AdamW does")
+                    p.grad = p.grad.contiguous()
+                    gradients[p] = local(p.grad).view(-1) if not group["maximize"] else -local(p.grad).view(-1)
+        return gradients
+
+    def _offsets(self, what: Mapping[Tensor, Tensor], *, kept: bool) -> dict[Operation, Tensor]:
+        # V y of every operation with a prior, over all shards; what a step kept of V theta is taken where it still holds.
+        ops, shards, totals = [], [], []
+        for p, y in what.items():
+            for op in self._operations[p]:
+                if op.directions is not None:
+                    holds = kept and op.total is not None and op.version == local(p)._version
+                    ops.append((op, op.directions))
+                    shards.append(self._shards[p])
+                    totals.append(op.total if holds and op.total is not None else op.project(y, self._scratch))
+        return {op: v.coordinates(total) for (op, v), total in zip(ops, sum_over_shards(shards, totals), strict=True)}
+
+    def _displacements(self, parameters: Iterable[Tensor]) -> dict[Operation, Tensor]:
+        # c of every operation with a prior.
+        parameters = list(parameters)
+        offsets = self._offsets({p: local(p).view(-1) for p in parameters}, kept=True)
+        anchors = [self.state[p]["anchor"][op.columns] for p in parameters for op in self._operations[p] if op in offsets]
+        return dict(zip(offsets, torch._foreach_sub(list(offsets.values()), anchors), strict=True)) if offsets else {}
+
+    def _combinations(self, mode: str, gradients: Mapping[Tensor, Tensor], strength: float, w: float) -> dict[Operation, Tensor]:
+        penalty = mode == "penalty"
+        c = self._displacements(gradients) if penalty else self._offsets(gradients, kept=False)
+        if not c:
+            return {}
+        factors = torch._foreach_mul([op.curvature if penalty else op.shrinkage for op in c], strength if penalty else -w)
+        return dict(zip(c, torch._foreach_mul(list(c.values()), factors), strict=True))
+
+    def _pull_back(self, gradients: Mapping[Tensor, Tensor], strength: float) -> None:
+        displacements = self._displacements(gradients)
+        for group in self.param_groups:
+            s = float(group["lr"]) * strength
+            for p in (p for p in group["params"] if p in gradients):
+                values = local(p).view(-1)
+                for op in self._operations[p]:
+                    if op in displacements:
+                        pull = s * op.curvature
+                        op.add(values, -displacements[op] * (pull / (1 + pull)), self._scratch)
+                    if op.remainder is not None:
+                        op.pull_by_remainder(values, s)
+                    op.total = None
+
+    def _prepare(self, p: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[p]
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if fused else "cpu")
-        for name in ("exp_avg", "exp_avg_sq", *(("last_square", "two_step") if self.srft.transfer == "two_step" else ())):
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if group["fused"] else "cpu")
+        two_step = ("last_square", "two_step") if self.srft.transfer == "two_step" else ()
+        for name in ("exp_avg", "exp_avg_sq", *two_step, *(("max_exp_avg_sq",) if group["amsgrad"] else ())):
             if name not in state:
                 state[name] = torch.zeros_like(p)
 
-    def _with_prior(self, p: Tensor) -> list[tuple[_Operation, Tensor]]:
-        return [(op, op.prior.eigenvectors) for op in self._operations[p] if op.prior is not None]
+    def _flat_state(self, p: Tensor) -> dict[str, Tensor]:
+        return {name: local(value).view(-1) for name, value in self.state[p].items() if name not in ("step", "anchor")}
 
-    def _offset(self, p: Tensor, op: _Operation, vectors: Tensor) -> Tensor:
-        return coordinates(vectors, op.group.of(p)) - self.state[p]["anchor"][op.columns]
-
-    def _regularize(self, p: Tensor, gradient: Tensor, w: float) -> None:
-        for op, vectors in self._with_prior(p):
-            if self.srft.mode == "penalty":
-                penalize(op.group.of(gradient), vectors, self._offset(p, op, vectors), op.curvature, self.srft.prior_strength * w)
-            else:
-                project(op.group.of(gradient), vectors, op.shrinkage, w)
-
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor], lr: float) -> None:
         states = [self.state[p] for p in parameters]
+        if self.srft.transfer == "two_step":
+            for p, state in zip(parameters, states, strict=True):
+                average_two_steps(local(state["last_square"]), local(state["two_step"]), local(p.grad))  # pyrefly: ignore
         adamw(
             parameters,
-            gradients,
+            [p.grad for p in parameters],  # pyrefly: ignore
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
             [state["step"] for state in states],
             foreach=group["foreach"],
             fused=group["fused"],
-            amsgrad=False,
+            amsgrad=group["amsgrad"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             lr=lr,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            maximize=False,
+            maximize=group["maximize"],
         )
-
-    def _damped_adamw(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], w: float) -> None:
-        if not parameters:
-            return
-        lr, (beta1, beta2), (low, high) = float(group["lr"]), group["betas"], self.srft.damping_range
-        most, span = 1 - self.srft.damping_strength * low, self.srft.damping_strength * (high - low)
-        states = [self.state[p] for p in parameters]
-        seconds = [state["exp_avg_sq"] for state in states]
-        torch._foreach_add_([state["step"] for state in states], 1)
-        torch._foreach_lerp_([state["exp_avg"] for state in states], gradients, 1 - beta1)
-        torch._foreach_mul_(seconds, beta2)
-        torch._foreach_addcmul_(seconds, gradients, gradients, 1 - beta2)
-        for p, state in zip(parameters, states, strict=True):
-            step = state["step"].item()
-            root, correction = (1 - beta2**step) ** 0.5, 1 - beta1**step
-            flat, first, second = p.detach().view(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
-            two_step = state["two_step"].view(-1) if self.srft.transfer == "two_step" else None
-            for op in self._operations[p]:
-                share = w if op.prior is not None else 0.0
-                # The table holds lr (1 - lambda_d m) without the prior's part of m, so that damping costs one lookup.
-                factors = op.ranks.affine(-lr * span * (1 - share), lr * most)
-                prior_ranks = self._ranks_of_prior(op.prior) if op.prior is not None and share > 0 else None
-                for a, b in chunks(op.group.numel, p.device):
-                    part = slice(op.group.start + a, op.group.start + b)
-                    magnitude = second[part].sqrt().div_(root)
-                    factor = factors.lookup(magnitude if two_step is None else two_step[part].sqrt())
-                    if prior_ranks is not None:
-                        factor.add_(prior_ranks[a:b], alpha=-lr * span * share)
-                    update = torch.div(first[part], magnitude.add_(group["eps"])).div_(correction)
-                    if group["weight_decay"]:
-                        update.add_(flat[part], alpha=group["weight_decay"])
-                    flat[part].addcmul_(update, factor.to(update.dtype), value=-1)
-
-    def _ranks_of_prior(self, prior: GroupPrior) -> Tensor:
-        # [n] ranks of the element-wise prior sensitivity, made once and shared by the copies that share eigenvectors.
-        key = prior.eigenvectors.data_ptr()
-        if key not in self._prior_ranks:
-            measure = prior.measure()
-            self._prior_ranks[key] = tensor_ranks(rank_table(histogram_of(measure, prior.group.name)), measure.device).lookup(measure)
-        return self._prior_ranks[key]
 
     @torch.no_grad()
     def sketches(self, rank: int = 0, world_size: int = 1) -> Sketch:
@@ -311,7 +317,7 @@ class SRFTAdamW(Optimizer):
 
         Args:
             rank: this worker, from 0.
-            world_size: how many workers.
+            world_size: how many workers. Sharded parameters know both, and their share is what is held here.
 
         Returns:
             By group name; a parameter that never had a gradient counts no elements. NaN or infinite magnitudes are a ValueError.
@@ -319,18 +325,18 @@ class SRFTAdamW(Optimizer):
         histograms = {}
         for group in self.param_groups:
             for p in group["params"]:
-                state = self.state.get(p, {})
+                state, shard = self.state.get(p, {}), self._shards[p]
+                index, count = shard.copy if shard.distributed else (rank, world_size)
                 for op in self._operations[p]:
-                    n = op.group.numel
-                    share = slice(n * rank // world_size, n * (rank + 1) // world_size)
+                    n = op.where.stop - op.where.start
+                    share = slice(op.where.start + n * index // count, op.where.start + n * (index + 1) // count)
                     if "exp_avg_sq" not in state:
                         magnitude = torch.zeros(0)
                     elif self.srft.transfer == "two_step":
-                        magnitude = op.group.of(state["two_step"])[share].sqrt()
+                        magnitude = local(state["two_step"]).view(-1)[share].sqrt()
                     else:
-                        magnitude = (
-                            op.group.of(state["exp_avg_sq"])[share].sqrt().div_((1 - group["betas"][1] ** state["step"].item()) ** 0.5)
-                        )
+                        root = (1 - group["betas"][1] ** state["step"].item()) ** 0.5
+                        magnitude = local(state["exp_avg_sq"]).view(-1)[share].sqrt().mul_(1 / root)
                     histograms[op.group.name] = histogram_of(magnitude, f"second moment of {op.group.name}")
         return Sketch(histograms)
 
@@ -365,16 +371,21 @@ class SRFTAdamW(Optimizer):
         Raises:
             ValueError: it was written with a prior of another rank.
         """
+        options = [{name: group[name] for name in ("foreach", "fused", "amsgrad", "maximize")} for group in self.param_groups]
         anchors = {p: state["anchor"] for p, state in self.state.items() if "anchor" in state}
-        options = [{name: group[name] for name in ("foreach", "fused")} for group in self.param_groups]
+        order = [p for group in self.param_groups for p in group["params"]]
+        saved = dict(zip((i for group in state_dict["param_groups"] for i in group["params"]), order, strict=False))
+        # Not those that the base class loads: it would round them to the parameter's type.
+        saved = {p: state_dict["state"][i]["anchor"] for i, p in saved.items() if "anchor" in state_dict["state"].get(i, {})}
         super().load_state_dict(state_dict)
         for p, anchor in anchors.items():
-            loaded = self.state[p].setdefault("anchor", anchor)
+            loaded = saved.get(p, anchor)
             if loaded.shape != anchor.shape:
                 raise ValueError(
                     f"optimizer state holds {len(loaded)} anchor coordinates of a parameter, the prior gives {len(anchor)}; "
                     "resume with the same srft.rank and the same prior"
                 )
+            self.state[p]["anchor"] = loaded.to(anchor)
         for group, option in zip(self.param_groups, options, strict=True):
             for name, value in option.items():
                 group.setdefault(name, value)
@@ -385,10 +396,3 @@ class SRFTAdamW(Optimizer):
         if adaptive := state_dict["param_groups"][0].get("adaptive"):
             self.adaptive = AdaptiveWeight.from_state(adaptive)
             self.param_groups[0]["adaptive"] = adaptive
-
-
-def _average_two_steps(state: dict[str, Any], gradient: Tensor) -> None:
-    # Mean of this and the last step's squared gradient; the one before the first is zero.
-    square = gradient * gradient
-    torch.lerp(state["last_square"], square, 0.5, out=state["two_step"])
-    state["last_square"] = square

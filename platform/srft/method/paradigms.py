@@ -19,6 +19,7 @@ __all__ = [
     "PARADIGMS",
     "PUBLISHED_RATES",
     "PUBLISHED_RATES_FE108",
+    "RATES",
     "Rate",
     "add_parts",
     "matches",
@@ -64,6 +65,14 @@ PUBLISHED_RATES_FE108: tuple[Rate, ...] = (
     Rate(pattern="backbone.fusion.**", multiplier=0.5),
 )
 """The same for FE108, at a learning rate of 1e-4."""
+
+
+RATES: Mapping[str, tuple[Rate, ...]] = {
+    "uniform": (Rate(pattern="**", multiplier=1.0),),
+    "published": (*PUBLISHED_RATES, Rate(pattern="**", multiplier=1.0)),
+    "published_fe108": (*PUBLISHED_RATES_FE108, Rate(pattern="**", multiplier=1.0)),
+}
+"""By name; what the recipes say nothing of (an unfrozen head) has the run's own rate."""
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -8,23 +8,49 @@ from torch import Tensor
 
 from srft.method.histogram import BINS, MANTISSA_BITS, TABLE_BITS, Histogram, RankTable
 
-__all__ = ["TensorRanks", "histogram_of", "tensor_ranks"]
+__all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "tensor_ranks"]
 
-CHUNK = 1 << 16
-"""Elements per pass on a CPU, so that temporaries stay in its cache."""
+CHUNK = 1 << 17
+"""Elements per pass on a CPU: temporaries stay in its cache, and a pass outweighs the calls that it takes."""
 
 
-def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
-    """Ranges to work through: cache-sized on a CPU, everything at once elsewhere.
+class Scratch:
+    """Memory for what lives as long as one piece: fresh memory at every piece costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer, with whatever it held last.
+
+        Args:
+            name: buffers of different names do not overlap.
+            numel: its length.
+            dtype: its type.
+            device: where it is.
+
+        Returns:
+            ``[numel]``.
+        """
+        key = (name, dtype, device)
+        if key not in self._buffers or len(self._buffers[key]) < numel:
+            self._buffers[key] = torch.empty(numel, dtype=dtype, device=device)
+        return self._buffers[key][:numel]
+
+
+def chunks(numel: int, device: torch.device, size: int = CHUNK) -> list[tuple[int, int]]:
+    """Ranges to work through: cache-sized on a CPU, 64 times as much on a GPU, where only memory limits them.
 
     Args:
         numel: number of elements.
         device: where they are.
+        size: of a range on a CPU.
 
     Returns:
         Pairs of start and stop.
     """
-    size = CHUNK if device.type == "cpu" else max(numel, 1)
+    size = size if device.type == "cpu" else 64 * size
     return [(start, min(start + size, numel)) for start in range(0, numel, size)]
 
 
@@ -68,18 +94,35 @@ class TensorRanks:
         self.first = first
         self.ranks = ranks
 
-    def lookup(self, magnitudes: Tensor) -> Tensor:
+    def lookup(self, magnitudes: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Entry of each magnitude.
 
         Args:
             magnitudes: any shape, float32 (other types are converted), not negative.
+            scratch: where the result may be put; it is then valid until the next lookup.
 
         Returns:
             Entries in the same shape: permuting the magnitudes permutes them.
         """
-        bits = magnitudes.to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS - TABLE_BITS)
-        index = bits.sub_(self.first).clamp_(0, len(self.ranks) - 1)
-        return self.ranks.index_select(0, index).view(magnitudes.shape)
+        scratch = scratch or Scratch()
+        index = self.index(magnitudes, scratch).sub_(self.first).clamp_(0, len(self.ranks) - 1)
+        found = scratch.take("found", len(index), self.ranks.dtype, index.device)
+        return torch.index_select(self.ranks, 0, index, out=found).view(magnitudes.shape)
+
+    @staticmethod
+    def index(magnitudes: Tensor, scratch: Scratch) -> Tensor:
+        """The leading bits that tables are entered by.
+
+        Args:
+            magnitudes: any shape, float32 (other types are converted), not negative.
+            scratch: where the result is put; it is valid until the next call.
+
+        Returns:
+            ``[numel]`` int32.
+        """
+        bits = magnitudes.to(torch.float32).reshape(-1).view(torch.int32)
+        index = scratch.take("index", len(bits), torch.int32, bits.device)
+        return torch.bitwise_right_shift(bits, 23 - MANTISSA_BITS - TABLE_BITS, out=index)
 
     def affine(self, scale: float, shift: float) -> TensorRanks:
         """The table with every entry scaled and shifted: the lookup then does it for free.

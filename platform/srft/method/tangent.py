@@ -1,23 +1,289 @@
-"""The tangent-space term: three ways in which the prior's eigenpairs act on a step.
+"""The span of a prior's eigenvectors, as a step goes through it: piece by piece, each piece read from memory once.
 
-Every function works in place on the elements of one group; V is ``[K, n]`` with orthonormal rows, ``offset`` the coordinates
-``c = V (theta - theta_0)`` of the displacement, ``[K]``.
+V is ``[K, n]`` with orthonormal rows. A piece of V, its columns of the elements a to b, is fetched (and widened to the type that is
+computed in) once, then used for as much as is wanted: ``add`` puts ``V^T x`` on these elements, ``accumulate`` adds their share of
+``V y`` to a total. The elements may be a shard of the whole; then the totals of all shards add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from srft.method.sketch import chunks
+from srft.method.sketch import CHUNK, Scratch, chunks
 
-__all__ = ["coordinates", "penalize", "project", "pull_back"]
+__all__ = ["Directions", "Kronecker", "LowRank", "coordinates"]
+
+
+class Directions(Protocol):
+    """The eigenvectors of one group, or a shard of them."""
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Pieces to work through.
+
+        Returns:
+            Pairs of first element and one past the last, counted from the shard's first.
+        """
+        ...
+
+    def empty(self) -> Tensor:
+        """A total with nothing accumulated.
+
+        Returns:
+            Zeros.
+        """
+        ...
+
+    def prepare(self, coefficients: Tensor) -> Tensor:
+        """What ``add`` needs of the coefficients, computed once for all pieces.
+
+        Args:
+            coefficients: ``[K]``.
+
+        Returns:
+            Anything.
+        """
+        ...
+
+    def piece(self, a: int, b: int, scratch: Scratch, slot: int = 0) -> Tensor:
+        """Fetch a piece.
+
+        Args:
+            a: first element.
+            b: one past the last.
+            scratch: where it may be put.
+            slot: which of several pieces that are needed at the same time.
+
+        Returns:
+            Valid until the next piece is fetched into the same slot.
+        """
+        ...
+
+    def add(self, piece: Tensor, prepared: Tensor, target: Tensor) -> None:
+        """Add a combination of the eigenvectors: ``target += V^T x``.
+
+        Args:
+            piece: of the elements.
+            prepared: from ``prepare``.
+            target: ``[b - a]``, changed in place.
+        """
+        ...
+
+    def accumulate(self, piece: Tensor, values: Tensor, total: Tensor) -> None:
+        """Add the elements' share of ``V y``.
+
+        Args:
+            piece: of the elements.
+            values: ``[b - a]`` y.
+            total: changed in place.
+        """
+        ...
+
+    def coordinates(self, total: Tensor) -> Tensor:
+        """``V y`` once all shares are in.
+
+        Args:
+            total: summed over pieces and shards.
+
+        Returns:
+            ``[K]``.
+        """
+        ...
+
+
+class LowRank:
+    """Eigenvectors as they are: ``[K, n]``, in any floating type."""
+
+    def __init__(self, vectors: Tensor, dtype: torch.dtype) -> None:
+        """Keep the vectors, not a copy.
+
+        Args:
+            vectors: ``[K, n]``, of the shard's elements.
+            dtype: to compute in.
+        """
+        self.vectors = vectors
+        self.dtype = dtype
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """See :class:`Directions`; the more vectors, the shorter, so that a widened piece stays in a cache.
+
+        Returns:
+            Pieces.
+        """
+        return chunks(self.vectors.shape[1], self.vectors.device, max(CHUNK // 16, min(CHUNK, 8 * CHUNK // max(len(self.vectors), 1))))
+
+    def empty(self) -> Tensor:
+        """See :class:`Directions`.
+
+        Returns:
+            ``[K]``.
+        """
+        return torch.zeros(len(self.vectors), dtype=self.dtype, device=self.vectors.device)
+
+    def prepare(self, coefficients: Tensor) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            coefficients: ``[K]``.
+
+        Returns:
+            The same, ``[K]``.
+        """
+        return coefficients.to(self.dtype)
+
+    def piece(self, a: int, b: int, scratch: Scratch, slot: int = 0) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            a: first element.
+            b: one past the last.
+            scratch: where vectors of another type are widened.
+            slot: see :class:`Directions`.
+
+        Returns:
+            ``[K, b - a]``.
+        """
+        piece = self.vectors[:, a:b]
+        if piece.dtype == self.dtype:
+            return piece
+        return scratch.take(f"piece {slot}", piece.numel(), self.dtype, piece.device).view(piece.shape).copy_(piece)
+
+    def add(self, piece: Tensor, prepared: Tensor, target: Tensor) -> None:
+        """See :class:`Directions`.
+
+        Args:
+            piece: ``[K, b - a]``.
+            prepared: ``[K]``.
+            target: ``[b - a]``, changed in place.
+        """
+        if target.dtype == self.dtype:
+            target.addmv_(piece.T, prepared)
+        else:
+            target.add_(torch.mv(piece.T, prepared))
+
+    def accumulate(self, piece: Tensor, values: Tensor, total: Tensor) -> None:
+        """See :class:`Directions`.
+
+        Args:
+            piece: ``[K, b - a]``.
+            values: ``[b - a]``.
+            total: ``[K]``, changed in place.
+        """
+        total.addmv_(piece, values.to(self.dtype))
+
+    def coordinates(self, total: Tensor) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            total: ``[K]``.
+
+        Returns:
+            The same.
+        """
+        return total
+
+
+class Kronecker:
+    """Eigenvectors that are products ``u w^T`` of a few vectors of a matrix's rows and of its columns."""
+
+    def __init__(self, out_vectors: Tensor, in_vectors: Tensor, pairs: Tensor, dtype: torch.dtype) -> None:
+        """Keep the vectors, not a copy.
+
+        Args:
+            out_vectors: ``[p, rows]`` u, of the shard's rows.
+            in_vectors: ``[q, in]`` w.
+            pairs: ``[2, K]`` int64, which u and which w make eigenvector k.
+            dtype: to compute in.
+        """
+        self.out_vectors, self.in_vectors = out_vectors, in_vectors
+        self.pairs = pairs.to(out_vectors.device)
+        self.dtype = dtype
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """See :class:`Directions`; whole rows.
+
+        Returns:
+            Pieces.
+        """
+        inputs, rows = self.in_vectors.shape[1], self.out_vectors.shape[1]
+        return [(a * inputs, b * inputs) for a, b in chunks(rows, self.out_vectors.device, max(1, 2 * CHUNK // max(inputs, 1)))]
+
+    def empty(self) -> Tensor:
+        """See :class:`Directions`.
+
+        Returns:
+            ``[p, q]``.
+        """
+        return torch.zeros(len(self.out_vectors), len(self.in_vectors), dtype=self.dtype, device=self.out_vectors.device)
+
+    def prepare(self, coefficients: Tensor) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            coefficients: ``[K]``.
+
+        Returns:
+            ``[p, in]``: coefficients in their places, times w.
+        """
+        table = self.empty()
+        table[self.pairs[0], self.pairs[1]] = coefficients.to(table)
+        return table @ self.in_vectors.to(self.dtype)
+
+    def piece(self, a: int, b: int, scratch: Scratch, slot: int = 0) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            a: first element, of a row.
+            b: one past the last, of a row.
+            scratch: not needed.
+            slot: not needed.
+
+        Returns:
+            ``[p, rows]``.
+        """
+        inputs = self.in_vectors.shape[1]
+        return self.out_vectors[:, a // inputs : b // inputs].to(self.dtype)
+
+    def add(self, piece: Tensor, prepared: Tensor, target: Tensor) -> None:
+        """See :class:`Directions`.
+
+        Args:
+            piece: ``[p, rows]``.
+            prepared: ``[p, in]``.
+            target: ``[rows * in]``, changed in place.
+        """
+        matrix = target.view(piece.shape[1], -1)
+        if target.dtype == self.dtype:
+            matrix.addmm_(piece.T, prepared)
+        else:
+            matrix.add_(piece.T @ prepared)
+
+    def accumulate(self, piece: Tensor, values: Tensor, total: Tensor) -> None:
+        """See :class:`Directions`.
+
+        Args:
+            piece: ``[p, rows]``.
+            values: ``[rows * in]``.
+            total: ``[p, q]``, changed in place.
+        """
+        total.addmm_(piece, values.view(piece.shape[1], -1).to(self.dtype) @ self.in_vectors.to(self.dtype).T)
+
+    def coordinates(self, total: Tensor) -> Tensor:
+        """See :class:`Directions`.
+
+        Args:
+            total: ``[p, q]``.
+
+        Returns:
+            ``[K]``, picked at the pairs.
+        """
+        return total[self.pairs[0], self.pairs[1]]
 
 
 def coordinates(vectors: Tensor, values: Tensor) -> Tensor:
-    """Coordinates of values in the span of the eigenvectors.
+    """Coordinates of values in the span of eigenvectors.
 
     Args:
         vectors: ``[K, n]``.
@@ -26,69 +292,8 @@ def coordinates(vectors: Tensor, values: Tensor) -> Tensor:
     Returns:
         ``[K]`` in the wider of both types.
     """
-    if vectors.dtype == values.dtype:
-        return torch.mv(vectors, values)
-    dtype = torch.promote_types(vectors.dtype, values.dtype)
-    total = torch.zeros(len(vectors), dtype=dtype, device=values.device)
-    for a, b, widened in _widened(vectors, dtype):
-        total.addmv_(widened, values[a:b].to(dtype))
+    directions = LowRank(vectors, torch.promote_types(vectors.dtype, values.dtype))
+    total, scratch = directions.empty(), Scratch()
+    for a, b in directions.ranges():
+        directions.accumulate(directions.piece(a, b, scratch), values[a:b], total)
     return total
-
-
-def _widened(vectors: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
-    # Pieces of the vectors in a wider type, in one buffer: fresh memory at every step costs more than the conversion.
-    ranges = chunks(vectors.shape[1], vectors.device)
-    buffer = torch.empty(len(vectors) * (ranges[0][1] if ranges else 0), dtype=dtype, device=vectors.device)
-    for a, b in ranges:
-        yield a, b, buffer[: len(vectors) * (b - a)].view(len(vectors), b - a).copy_(vectors[:, a:b])
-
-
-def _add_combination(target: Tensor, vectors: Tensor, coefficients: Tensor) -> None:
-    """``target += V^T coefficients`` in place."""
-    if vectors.dtype == target.dtype:
-        target.addmv_(vectors.T, coefficients.to(target.dtype))
-        return
-    for a, b, widened in _widened(vectors, coefficients.dtype):
-        if target.dtype == coefficients.dtype:
-            target[a:b].addmv_(widened.T, coefficients)
-        else:
-            target[a:b] += torch.mv(widened.T, coefficients).to(target.dtype)
-
-
-def penalize(gradient: Tensor, vectors: Tensor, offset: Tensor, curvature: Tensor, strength: float) -> None:
-    """Gradient of the quadratic penalty: ``g += strength V^T L c``.
-
-    Args:
-        gradient: ``[n]``, changed in place.
-        vectors: ``[K, n]``.
-        offset: ``[K]`` c.
-        curvature: ``[K]`` dimensionless eigenvalues L.
-        strength: lambda_p w.
-    """
-    _add_combination(gradient, vectors, offset * curvature * strength)
-
-
-def project(gradient: Tensor, vectors: Tensor, shrinkage: Tensor, weight: float) -> None:
-    """Take the part out that moves along the eigenvectors: ``g -= weight V^T D V g``.
-
-    Args:
-        gradient: ``[n]``, changed in place.
-        vectors: ``[K, n]``.
-        shrinkage: ``[K]`` D, 0 to 1.
-        weight: w, 0 to 1.
-    """
-    _add_combination(gradient, vectors, coordinates(vectors, gradient) * shrinkage * -weight)
-
-
-def pull_back(values: Tensor, vectors: Tensor, offset: Tensor, curvature: Tensor, strength: float) -> None:
-    """Proximal step of the quadratic: ``theta -= V^T (s / (1 + s)) c`` with ``s = strength L``.
-
-    Args:
-        values: ``[n]`` theta, changed in place.
-        vectors: ``[K, n]``.
-        offset: ``[K]`` c at these values.
-        curvature: ``[K]`` dimensionless eigenvalues L.
-        strength: lr lambda_p w.
-    """
-    s = curvature * strength
-    _add_combination(values, vectors, -offset * (s / (1 + s)))

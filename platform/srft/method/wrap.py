@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from srft.config import SRFTConfig
-from srft.method.optimizer import SRFTAdamW, _average_two_steps
+from srft.method.kernel import average_two_steps
+from srft.method.optimizer import SRFTAdamW
 from srft.method.prior import PriorSensitivity
-from srft.method.sketch import chunks
-from srft.method.tangent import pull_back
+from srft.method.shards import local
 
 __all__ = ["SRFTAround"]
 
@@ -75,6 +75,8 @@ class SRFTAround(SRFTAdamW):
         nameless = sum(p not in names for group in base.param_groups for p in group["params"])
         if nameless:
             raise ValueError(f"{nameless} parameters of the base optimizer have no name; pass the model's named_parameters()")
+        if any(group.get("maximize") for group in base.param_groups):
+            raise ValueError("the base optimizer maximizes; expected one that minimizes the loss that the prior pulls against: negate it")
         groups = []
         for group in base.param_groups:
             own = {"lr": float(group["lr"]), "betas": group.get("betas", (0.0, beta2))}
@@ -98,60 +100,66 @@ class SRFTAround(SRFTAdamW):
             with torch.enable_grad():
                 loss = closure()
         settings, w = self.srft, self.prior_weight
-        tangent = settings.prior_strength * w > 0
-        trained = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        before: dict[Tensor, Tensor] = {}
-        for _, parameters in trained:
-            for p in parameters:
-                p.grad = p.grad.contiguous()
-                if tangent and settings.mode != "proximal":
-                    self._regularize(p, p.grad, w)
-                if settings.damping_strength > 0:
-                    before[p] = p.detach().clone()
+        strength = settings.prior_strength * w
+        gradients = self._gradients()
+        if strength > 0 and settings.mode != "proximal":
+            self._regularize(gradients, strength, w)
+        before = {p: local(p).detach().clone() for p in gradients} if settings.damping_strength > 0 else {}
         for mine, theirs in zip(self.param_groups, self.base.param_groups, strict=True):
             theirs["lr"] = mine["lr"]
         self.base.step()
-        for group, parameters in trained:
-            for p in parameters:
-                self._measure(p, group["betas"][1])
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p in gradients):
+                self._measure(p, gradients[p], group["betas"][1])
                 if p in before:
                     self._damp(p, before.pop(p), group["betas"][1], w)
-                if tangent and settings.mode == "proximal":
-                    for op, vectors in self._with_prior(p):
-                        strength = float(group["lr"]) * settings.prior_strength * w
-                        pull_back(op.group.of(p), vectors, self._offset(p, op, vectors), op.curvature, strength)
+        if strength > 0 and settings.mode == "proximal":
+            self._pull_back(gradients, strength)
         self.steps_taken += 1
         return loss
 
-    def _measure(self, p: Tensor, beta2: float) -> None:
+    def _regularize(self, gradients: Mapping[Tensor, Tensor], strength: float, w: float) -> None:
+        combinations = self._combinations(self.srft.mode, gradients, strength, w)
+        for p, gradient in gradients.items():
+            values = local(p).view(-1)
+            for op in self._operations[p]:
+                if op in combinations:
+                    op.add(gradient, combinations[op], self._scratch)
+                if op.remainder is not None:
+                    g, theta = gradient[op.where], values[op.where]
+                    for a, b in op.ranges():
+                        if self.srft.mode == "penalty":
+                            op.add_remainder(g[a:b], theta[a:b], a, b, strength)
+                        else:
+                            op.shrink_by_remainder(g[a:b], a, b, w)
+
+    def _measure(self, p: Tensor, gradient: Tensor, beta2: float) -> None:
         state, theirs = self.state[p], self.base.state.get(p, {})
-        assert p.grad is not None
         if "exp_avg_sq" in theirs and "step" in theirs:
             state["exp_avg_sq"], state["step"] = theirs["exp_avg_sq"], theirs["step"]
         else:
             if "exp_avg_sq" not in state:
                 state["exp_avg_sq"], state["step"] = torch.zeros_like(p), torch.zeros((), dtype=torch.float32)
             state["step"] += 1
-            state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            local(state["exp_avg_sq"]).view(-1).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         if self.srft.transfer == "two_step":
             for name in ("last_square", "two_step"):
                 if name not in state:
                     state[name] = torch.zeros_like(p)
-            _average_two_steps(state, p.grad)
+            average_two_steps(local(state["last_square"]).view(-1), local(state["two_step"]).view(-1), gradient)
 
     def _damp(self, p: Tensor, before: Tensor, beta2: float, w: float) -> None:
-        state, (low, high), strength = self.state[p], self.srft.damping_range, self.srft.damping_strength
-        root = (1 - beta2 ** state["step"].item()) ** 0.5
-        now, old, second = p.detach().view(-1), before.view(-1), state["exp_avg_sq"].view(-1)
-        two_step = state["two_step"].view(-1) if self.srft.transfer == "two_step" else None
+        state, (low, high), strength = self._flat_state(p), self.srft.damping_range, self.srft.damping_strength
+        root = (1 - beta2 ** self.state[p]["step"].item()) ** 0.5
+        now, old, two_step = local(p).view(-1), before.view(-1), self.srft.transfer == "two_step"
         for op in self._operations[p]:
-            share = w if op.prior is not None else 0.0
-            prior_ranks = self._ranks_of_prior(op.prior) if op.prior is not None and share > 0 else None
-            for a, b in chunks(op.group.numel, p.device):
-                part = slice(op.group.start + a, op.group.start + b)
-                rank = op.ranks.lookup(second[part].sqrt().div_(root) if two_step is None else two_step[part].sqrt()).mul_(1 - share)
-                if prior_ranks is not None:
-                    rank.add_(prior_ranks[a:b], alpha=share)
+            share = w if op.has_prior else 0.0
+            for a, b in op.ranges():
+                part = slice(op.where.start + a, op.where.start + b)
+                seen = state["two_step"][part].sqrt() if two_step else state["exp_avg_sq"][part].sqrt().mul_(1 / root)
+                rank = op.ranks.lookup(seen, self._scratch).mul_(1 - share)
+                if op.prior_ranks is not None:
+                    rank.add_(op.prior_ranks[a:b], alpha=share / 255)
                 # theta' = theta + d - lambda_d m d
                 now[part].lerp_(old[part], rank.mul_(high - low).add_(low).mul_(strength).to(now.dtype))
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from srft.config import TrainConfig
+from srft.config import PriorEstimator, TrainConfig
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Sequence
 from srft.data.synthetic import WORLD_VERSION, sequences
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, weights_hash
 from srft.method.groups import groups_of
+from srft.method.kronecker import estimate_prior_kronecker
 from srft.method.paradigms import select_trainable, what_trains
 from srft.method.prior import FORMAT
+from srft.method.streaming import estimate_prior_streaming
 from srft.model.losses import center_label_loss, tracking_loss
 from srft.model.pretrained import load_tracker, two_stream_sources
 from srft.model.tracker import MultiModalTracker
@@ -26,6 +28,11 @@ from srft.model.tracker import MultiModalTracker
 log = logging.getLogger(__name__)
 _SOURCE_SEQUENCES = 32
 _USUAL_RANK = 64
+_ESTIMATORS: dict[PriorEstimator, Callable[..., PriorSensitivity]] = {
+    "exact": estimate_prior,
+    "streaming": estimate_prior_streaming,
+    "kronecker": estimate_prior_kronecker,
+}
 
 
 def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -> PriorSensitivity:
@@ -42,10 +49,11 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -
     single = load_tracker(config.tracker.pretrained, streams=1)
     identity = weights_hash(single.state_dict())
     srft, data = config.srft, config.data
-    rank = max(_USUAL_RANK, srft.rank) if rank is None else rank
+    rank, diagonal = max(_USUAL_RANK, srft.rank) if rank is None else rank, wants_diagonal(config)
     freeze_head = config.tracker.freeze_head and what_trains(config.paradigm)[0] != "head"
     drawn = [FORMAT, WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
-    variant = f"{srft.fisher}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
+    kind = f"{srft.estimator}-{srft.fisher}{'-diagonal' if diagonal else ''}"
+    variant = f"{kind}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
     if path.exists():
         return load_prior(path, base_hash=identity)
@@ -53,20 +61,46 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -
     trainable = select_trainable(single, "full", freeze_head=freeze_head)
     parameters = dict(single.named_parameters())
     log.info("estimating the prior sensitivity from %d source pairs", srft.fisher_samples)
-    prior = estimate_prior(
+    prior = _ESTIMATORS[srft.estimator](
         single,
         _empirical_loss if srft.fisher == "empirical" else _sampled_loss,
-        _samples(single, train, srft.fisher_samples, config),
+        _SourcePairs(single, train, config),
         rank=rank,
         fisher_type=srft.fisher,
         groups=groups_of({name: parameters[name] for name in trainable}),
         data=f"synthetic source-train, world {data.world_seed}",
         seed=data.world_seed,
         dtype=torch.bfloat16,
+        diagonal=diagonal,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     prior.save(path)
     return prior
+
+
+def wants_prior(config: TrainConfig) -> bool:
+    """Whether a run needs a prior.
+
+    Args:
+        config: the run.
+
+    Returns:
+        True for a regularized run that keeps eigenpairs or the diagonal, and for EWC.
+    """
+    regularized = what_trains(config.paradigm)[1] and (config.srft.rank > 0 or config.srft.diagonal)
+    return regularized or config.baseline.kind == "ewc"
+
+
+def wants_diagonal(config: TrainConfig) -> bool:
+    """Whether a run needs the diagonal of its prior.
+
+    Args:
+        config: the run.
+
+    Returns:
+        True if its steps use it, and for EWC.
+    """
+    return config.srft.diagonal or config.baseline.kind == "ewc"
 
 
 def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivity:
@@ -78,29 +112,31 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
 
     Returns:
         The prior keyed by the network's trainable parameters and on its device; keys are unchanged for a single-stream network.
-        On the CPU the eigenvectors are widened to float32: products with bfloat16 ones take twice as long there.
     """
     device = next(network.parameters()).device
-    dtype = torch.float32 if device.type == "cpu" else None
-    prior = replace(prior, groups={name: group.to(device, dtype) for name, group in prior.groups.items()})
+    prior = replace(prior, groups={name: group.to(device) for name, group in prior.groups.items()})
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     if network.streams == 1:
         return prior.carried({name: name for name in names})
     return prior.carried(two_stream_sources(network.arch.fusion_after, names))
 
 
-def _samples(network: MultiModalTracker, train: tuple[Sequence, ...], count: int, config: TrainConfig) -> Iterator[Batch]:
-    usable = tuple(s for s in train if s.shortest_gap <= config.data.max_gap)
-    sampler = PairSampler(
-        sequences=usable,
-        arch=network.arch,
-        seed=config.data.world_seed,
-        max_gap=config.data.max_gap,
-        center_jitter=config.data.center_jitter,
-        scale_jitter=config.data.scale_jitter,
-    )
-    for i in range(count):
-        yield sampler.batch(0, i, 1)
+class _SourcePairs:
+    """Pairs that a prior is estimated from: the same each time that they are gone through, one at a time in memory."""
+
+    def __init__(self, network: MultiModalTracker, train: tuple[Sequence, ...], config: TrainConfig) -> None:
+        self.count = config.srft.fisher_samples
+        self.sampler = PairSampler(
+            sequences=tuple(s for s in train if s.shortest_gap <= config.data.max_gap),
+            arch=network.arch,
+            seed=config.data.world_seed,
+            max_gap=config.data.max_gap,
+            center_jitter=config.data.center_jitter,
+            scale_jitter=config.data.scale_jitter,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.sampler.batch(0, i, 1) for i in range(self.count))
 
 
 def _empirical_loss(network: nn.Module, sample: Batch) -> Tensor:

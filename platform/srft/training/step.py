@@ -14,22 +14,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from srft.config import ConfigError, OptimConfig, TrainConfig, from_flat
+from srft.config import BaselineConfig, ConfigError, OptimConfig, TrainConfig, from_flat
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Domain, Sequence
 from srft.data.synthetic import load_domain
 from srft.evaluation.metrics import measure
 from srft.evaluation.online import track_sequences
-from srft.method.fisher import PriorSensitivity
+from srft.method.baselines import attach, diagonals, ewc, l2_sp
 from srft.method.optimizer import SRFTAdamW
-from srft.method.paradigms import add_parts, select_trainable, what_trains
+from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains
+from srft.method.prior import PriorSensitivity
 from srft.method.sparsity import LocalExchange, MergedStatistics, StatisticsExchange
 from srft.model.backbone import PRESETS
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
 from srft.training import checkpoint
-from srft.training.prior import carry, source_prior
+from srft.training.prior import carry, source_prior, wants_prior
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def fine_tune(
     Args:
         config: the run.
         domain: what to train and validate on.
-        prior: of the pre-trained RGB tracker; needed by ``srft`` with a positive rank only.
+        prior: of the pre-trained RGB tracker; see ``srft.training.prior.wants_prior``.
         directory: of the checkpoints.
         worker: which worker this is.
         on_epoch: called after each epoch, once its checkpoint is complete.
@@ -107,7 +108,7 @@ def fine_tune(
         update and on every worker; a prior that does not fit the tracker is a ValueError.
 
     Raises:
-        ValueError: ``srft`` with a positive rank comes without a prior.
+        ValueError: a run that needs a prior comes without.
         ConfigError: the weights are not of the run's preset, or the directory holds checkpoints that this run may not go on from.
     """
     worker = worker or Worker()
@@ -124,11 +125,14 @@ def fine_tune(
         )
     new = add_parts(network, config.paradigm, seed=config.seed)
     trainable = set(select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head))
-    wanted = regularized and config.srft.rank > 0 and bool(trainable - new)  # new parameters have no prior
-    if wanted and prior is None:
-        raise ValueError(
-            f"paradigm {config.paradigm} with srft.rank {config.srft.rank} needs a prior; pass one (source_prior), or set srft.rank to 0"
-        )
+    carried: PriorSensitivity | None = None
+    if wants_prior(config) and trainable - new:  # New parameters have no prior.
+        if prior is None:
+            raise ValueError(
+                f"paradigm {config.paradigm} with srft.rank {config.srft.rank} and baseline.kind {config.baseline.kind} needs a prior, "
+                "None was given; pass one (source_prior)"
+            )
+        carried = carry(prior.truncated(config.srft.rank), network)
     sampler = PairSampler(
         sequences=domain.train,
         arch=network.arch,
@@ -138,14 +142,16 @@ def fine_tune(
         scale_jitter=config.data.scale_jitter,
     )
     optimizer = SRFTAdamW(
-        [(name, parameter) for name, parameter in network.named_parameters() if name in trainable],
+        parameter_groups(network, RATES[config.optim.rates], lr=config.optim.lr),
         total_steps=config.optim.total_steps,
         lr=config.optim.lr,
         weight_decay=config.optim.weight_decay,
         srft=config.srft if regularized else None,
-        prior=carry(prior.truncated(config.srft.rank), network) if wanted and prior is not None else None,
+        prior=carried if regularized else None,
         fused=True,
     )
+    pretrained = [(name, p) for name, p in network.named_parameters() if name in trainable - new]
+    _attach_baseline(config.baseline, pretrained, optimizer, carried)
     exchange = worker.statistics or LocalExchange(config.srft.refresh)
     first, report = _restore(config, directory, network, optimizer, exchange) if resume else (0, None)
     model = worker.wrap(network)
@@ -176,10 +182,9 @@ def prepare(config: TrainConfig, cache: Path) -> tuple[Domain, PriorSensitivity 
         cache: folder of both.
 
     Returns:
-        The sequences, and the prior if the run is regularized by one.
+        The sequences, and the prior if the run needs one.
     """
-    needed = what_trains(config.paradigm)[1] and config.srft.rank > 0
-    return load_domain(config.data, cache), source_prior(config, cache) if needed else None
+    return load_domain(config.data, cache), source_prior(config, cache) if wants_prior(config) else None
 
 
 def run(
@@ -223,6 +228,16 @@ def tuned_tracker(folder: Path) -> MultiModalTracker:
     add_parts(network, config.paradigm, seed=config.seed)
     network.load_state_dict(saved.weights)
     return network.eval()
+
+
+def _attach_baseline(
+    baseline: BaselineConfig, named: list[tuple[str, nn.Parameter]], optimizer: SRFTAdamW, prior: PriorSensitivity | None
+) -> None:
+    # Before anything is restored: what the parameters are now is what they are held near to.
+    if baseline.kind == "l2_sp":
+        attach(l2_sp(named, strength=baseline.strength), optimizer, decoupled=baseline.decoupled)
+    if baseline.kind == "ewc" and prior is not None:
+        attach(ewc(named, diagonals(prior, named), strength=baseline.strength), optimizer, decoupled=baseline.decoupled)
 
 
 def _restore(
@@ -297,8 +312,12 @@ def _step(model: nn.Module, optimizer: SRFTAdamW, batch: Batch, lr: float, clip:
     values = dict(zip([*parts, "grad_norm"], torch.stack([*(part.detach() for part in parts.values()), norm]).tolist(), strict=True))
     # After backward: gradients are the mean over workers, so that all of them see one worker's failure and none waits for it.
     if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        bad = [n for n, p in zip(names, parameters, strict=True) if p.grad is not None and not p.grad.isfinite().all()]
+        named = f"; the gradient of {bad[0]} and {len(bad) - 1} more is not finite" if bad else ""
         raise FloatingPointError(
-            f"{where}: loss and gradient norm are {values}; stopped before the update. Lower optim.lr (now {lr:.3g}) or check the data"
+            f"{where}: loss and gradient norm are {values}{named}; stopped before the update. "
+            f"Lower optim.lr (now {lr:.3g}) or check the data"
         )
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
