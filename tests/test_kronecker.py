@@ -1,20 +1,13 @@
-import copy
-import itertools
 import math
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from srft.method import kronecker
-from srft.method.fisher import estimate_prior, load_prior, merge_priors, undisturbed, weights_hash
+from srft.method.fisher import estimate_prior, load_prior, merge_priors, weights_hash
 from srft.method.kronecker import estimate_prior_kronecker
-from srft.method.layer_calls import flows_of_samples, recorded, weight_layers
-from srft.method.nystrom import leading_eigenpairs, random_directions
 from srft.method.prior import GroupPrior, KroneckerGroup
 from tests.reference.fisher import TokenNet, captured_trace, dense_factors, dense_fisher, token_loss, token_samples
 
@@ -109,73 +102,6 @@ class OneLayer(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(inputs, outputs, bias=False)
-
-
-def gradient_of_calls(model, weight, loss):
-    """What the recorded calls of a weight's layers make, and autograd's own."""
-    with recorded({weight: weight_layers(model)[weight]}) as calls, undisturbed(model, 0):
-        (flow,) = (f.rows(weight) for f in flows_of_samples(model, lambda m, _: loss(m), [None], calls, [], check=True))
-        a, g = flow
-        own = torch.autograd.grad(loss(model), model.get_parameter(weight))[0]
-    return (g.T @ a).view_as(own), own
-
-
-@pytest.mark.parametrize("name", ["embed", "qkv", "fc1", "fc2", "head"])
-def test_recorded_calls_make_the_gradient(setting, name):
-    formed, own = gradient_of_calls(TokenNet(), f"{name}.weight", lambda m: token_loss(m, setting[1][0]))
-    torch.testing.assert_close(formed, own)
-
-
-class Awkward(nn.Module):
-    """Every way of calling a layer that could hide its gradient from a hook."""
-
-    def __init__(self, kind):
-        super().__init__()
-        torch.manual_seed(0)
-        self.kind = kind
-        self.layer = nn.Linear(4, 4, bias=kind != "in place without bias")
-        self.other = nn.Linear(4, 4)
-        if kind == "tied":
-            self.other.weight = self.layer.weight
-        if kind == "replaced output":
-            self.layer.register_forward_hook(lambda module, args, output: output * 2 + output.sum())
-
-    def forward(self, x):
-        if self.kind == "keyword":
-            return self.layer(input=x)
-        y = self.layer(x)
-        if self.kind.startswith("in place"):
-            y.mul_(2)
-            y[..., 0].mul_(3)
-        if self.kind == "twice":
-            y = self.layer(y.tanh()[..., :2, :])
-        if self.kind == "vector":
-            y = self.layer(x[0, 0])
-        return self.other(y) if self.kind == "tied" else y
-
-
-KINDS = ["plain", "keyword", "in place", "in place without bias", "twice", "vector", "tied", "replaced output"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_calls_of_every_kind_are_seen(kind):
-    x = torch.randn(2, 3, 4)
-    formed, own = gradient_of_calls(Awkward(kind), "layer.weight", lambda m: m(x).square().sum())
-    torch.testing.assert_close(formed, own)
-    assert own.norm() > 0.1
-
-
-@settings(deadline=None, max_examples=15)
-@given(st.integers(1, 3), st.integers(1, 2), st.sampled_from([0, 1, (1, 2), "valid", "same"]), st.integers(1, 2))
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_convolutions_of_every_kind_unfold_to_their_gradient(kernel, stride, padding, dilation):
-    torch.manual_seed(0)
-    layer = nn.Conv2d(2, 3, kernel, 1 if padding == "same" else stride, padding, dilation)
-    model, x = nn.Sequential(layer, nn.ReLU(inplace=True)), torch.randn(1, 2, 7, 6)
-    assert ("0.weight" in weight_layers(model)) == (padding != "same")
-    if padding != "same":
-        formed, own = gradient_of_calls(model, "0.weight", lambda m: m(x).square().sum())
-        torch.testing.assert_close(formed, own, rtol=1e-4, atol=1e-4)
 
 
 def test_weight_gradients_are_not_formed():
@@ -290,49 +216,6 @@ def test_many_eigenpairs_in_less_memory_than_the_weights():
     p = estimate(nn.Linear(12, 10), [torch.randn(7, 12) for _ in range(45)], 256, loss=lambda m, x: m(x).pow(3).sum()).groups["weight"]
     assert 8 <= len(p.eigenvalues) < 256
     assert p.stored_numbers <= 120
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 14), st.integers(0, 5))
-def test_eigenpairs_from_few_products(n, r, rank, seed):
-    g = torch.Generator().manual_seed(seed)
-    vectors = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64)).Q
-    matrix = (vectors * 0.3 ** torch.arange(n)) @ vectors.T
-    omega = random_directions(n, min(r, n), seed)
-    values, rows = leading_eigenpairs(matrix.float() @ omega, omega, rank)
-    assert len(values) == len(rows) <= min(r, rank, n)
-    assert (values.diff() <= 0).all()
-    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64))
-    # A Nystroem approximation never exceeds the matrix.
-    excess = torch.linalg.eigvalsh((rows.T * values) @ rows - matrix).max()
-    assert excess <= 1e-5
-    if r >= n:
-        torch.testing.assert_close(values, 0.3 ** torch.arange(len(values), dtype=torch.float64), rtol=1e-2, atol=1e-6)
-
-
-def test_leading_eigenpairs_are_accurate_where_the_spectrum_decays():
-    g = torch.Generator().manual_seed(0)
-    vectors = torch.linalg.qr(torch.randn(80, 80, generator=g, dtype=torch.float64)).Q
-    spectrum = 0.8 ** torch.arange(80, dtype=torch.float64)
-    omega = random_directions(80, 32, 1)
-    values, rows = leading_eigenpairs(((vectors * spectrum) @ vectors.T).float() @ omega, omega, 8)
-    torch.testing.assert_close(values, spectrum[:8], rtol=0.02, atol=0)
-    assert ((rows @ vectors[:, :8]).diagonal().abs() >= 0.999).all()
-
-
-def test_random_directions_are_the_same_everywhere_and_leave_torch_alone():
-    state = torch.get_rng_state()
-    a = random_directions(50, 7, 1)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(5)
-    assert torch.equal(random_directions(50, 7, 1), a)
-    assert not torch.equal(random_directions(50, 7, 2), a)
-    torch.testing.assert_close(a.T @ a, torch.eye(7))
-
-
-def test_a_matrix_of_zeros_has_no_eigenpair():
-    omega = random_directions(6, 3, 0)
-    assert [x.shape for x in leading_eigenpairs(torch.zeros(6, 3), omega, 3)] == [(0,), (0, 6)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -501,81 +384,3 @@ def test_a_layer_that_is_not_used_has_no_eigenpair():
     assert (p.kept_measure() == 0).all()
     assert p.project(torch.ones(20)).shape == (0,)
     assert (p.expand(torch.zeros(0)) == 0).all()
-
-
-def workers(models, shares, work):
-    """Results or errors of workers in threads of their own, which exchange copies as processes do."""
-    slots, barrier, results = [None] * len(shares), threading.Barrier(len(shares), timeout=60), [None] * len(shares)
-
-    def run(rank):
-        def gather(value):
-            slots[rank] = copy.deepcopy(value)
-            barrier.wait()
-            values = copy.deepcopy(slots)
-            barrier.wait()
-            return values
-
-        try:
-            results[rank] = work(models[rank], shares[rank], gather)
-        except Exception as error:
-            results[rank] = error
-            if isinstance(error, threading.BrokenBarrierError):
-                barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@pytest.mark.parametrize("sizes", [(6, 6), (1, 11), (12, 0), (0, 5, 7)])
-def test_any_split_over_workers_is_one_worker_with_all_samples(sizes):
-    # 12 samples: within the sketch of what is no matrix, so that nothing is dropped.
-    data = token_samples(12)
-    alone = estimate(TokenNet(), data, diagonal=True, rest_rank=4, oversampling=4)
-    edges = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    shares = [data[a:b] for a, b in itertools.pairwise(edges)]
-
-    def work(model, share, gather):
-        return estimate(model, share, diagonal=True, rest_rank=4, oversampling=4, gather=gather)
-
-    results = workers([TokenNet() for _ in shares], shares, work)
-    for prior in results:
-        assert replace(prior, groups={}, scale=0.0).__dict__ == replace(alone, groups={}, scale=0.0).__dict__
-        assert prior.scale == pytest.approx(alone.scale, rel=1e-5)
-        assert list(prior.groups) == list(alone.groups)
-        for name, p in alone.groups.items():
-            q, tolerance = prior.groups[name], 1e-5 * max(p.trace, 1e-6)
-            assert q.trace == pytest.approx(p.trace, rel=1e-6, abs=1e-9)
-            torch.testing.assert_close(q.diagonal, p.diagonal, rtol=1e-5, atol=tolerance)
-            torch.testing.assert_close(q.eigenvalues, p.eigenvalues, rtol=1e-4, atol=tolerance)
-            torch.testing.assert_close(kept_part(q), kept_part(p), rtol=1e-3, atol=10 * tolerance)
-            assert q.error_bound().spectral == pytest.approx(p.error_bound().spectral, rel=1e-3, abs=10 * tolerance)
-    for other in results[1:]:  # Replicas train with the same prior, bit by bit.
-        for name, p in results[0].groups.items():
-            assert all(torch.equal(a, b) for a, b in zip(p.parts, other.groups[name].parts, strict=True))
-            assert torch.equal(p.eigenvalues, other.groups[name].eigenvalues)
-
-
-def test_what_fails_on_one_worker_fails_on_all():
-    data, models = token_samples(4), [TokenNet(), TokenNet()]
-    bad = (data[0][0] * math.nan, data[0][1])
-
-    def work(model, share, gather):
-        return estimate(model, share, gather=gather)
-
-    first, second = workers(models, [data[:2], [data[2], bad]], work)
-    assert str(first).startswith("worker 1 failed with ValueError: loss of sample 1 is")
-    assert str(second).startswith("loss of sample 1 is")
-    assert all("no samples" in str(error) for error in workers(models, [[], []], work))
-    assert all("workers hold weights" in str(error) for error in workers([TokenNet(0), TokenNet(1)], [data, data], work))
-
-
-def test_workers_draw_labels_of_their_own(monkeypatch):
-    seeds = []
-    monkeypatch.setattr(kronecker, "undisturbed", lambda model, seed: seeds.append(seed) or undisturbed(model, seed))
-    models, data = [TokenNet(), TokenNet()], token_samples(2)
-    workers(models, [data, data], lambda model, share, gather: estimate(model, share, seed=5, gather=gather))
-    assert sorted(seeds) == [5, 5, 6, 6]  # The same in both passes.

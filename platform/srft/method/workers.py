@@ -15,7 +15,7 @@ __all__ = ["Gather", "Workers", "alone"]
 T = TypeVar("T")
 
 Gather = Callable[[Any], list[Any]]
-"""Every worker's value by rank, on every worker; all workers call it equally often. ``torch.distributed.all_gather_object`` is one."""
+"""Every worker's value by rank, on every worker; all workers call it equally often, as around ``torch.distributed.all_gather_object``."""
 
 
 def alone(value: Any) -> list[Any]:
