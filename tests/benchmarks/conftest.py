@@ -31,6 +31,6 @@ def sizes(request):
     torch.set_num_threads(request.config.getoption("--threads", 1))
     yield {
         name: request.config.getoption(f"--{name}", default)
-        for name, default in (("preset", "tiny"), ("batch", 2), ("rank", 8), ("pairs", 4))
+        for name, default in (("preset", "tiny"), ("batch", 2), ("rank", 8), ("threads", 1), ("pairs", 4))
     }
     torch.set_num_threads(threads)
