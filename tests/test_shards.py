@@ -16,7 +16,7 @@ from srft.method.optimizer import SRFTAdamW
 from srft.method.shards import Shard, shard_of, sum_over_shards
 from srft.method.sparsity import MergedStatistics, Sketch, merge
 from tests.conftest import free_ports
-from tests.test_optimizer import ADAM, gradients, make_kronecker, make_prior, settings
+from tests.small_net import ADAM, gradients, make_kronecker, make_prior, settings
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from srft.method.optimizer import SRFTAdamW
 from srft.method.sparsity import MergedStatistics
 from srft.method.wrap import SRFTAround
-from tests.test_optimizer import ADAM, gradients, make_prior, net, settings
+from tests.small_net import ADAM, gradients, make_prior, net, settings
 
 CASES = {
     "damping": {"damping_strength": 0.8},
