@@ -12,8 +12,10 @@ import torch
 from torch import multiprocessing, nn
 
 from srft.method.exchange import AllReduceExchange
+from srft.method.histogram import Histogram
 from srft.method.optimizer import SRFTAdamW
 from srft.method.shards import Shard, shard_of, sum_over_shards
+from srft.method.sketch import histogram_of
 from srft.method.sparsity import MergedStatistics, Sketch, merge
 from tests.conftest import free_ports
 from tests.small_net import ADAM, gradients, make_kronecker, make_prior, settings
@@ -137,6 +139,9 @@ def sharded(rank, folder):
             optimizer.step()
     for p, q in zip(*(m.parameters() for m in models), strict=True):
         torch.testing.assert_close(q.full_tensor(), p, rtol=1e-4, atol=1e-5)
+    second, parts = optimizers[1].state[models[1].qkv.weight]["exp_avg_sq"], [Histogram.of_counts(np.zeros(0))] * 2
+    torch.distributed.all_gather_object(parts, histogram_of(second))
+    assert np.array_equal((parts[0] + parts[1]).counts, histogram_of(second.full_tensor()).counts)
     saved = get_optimizer_state_dict(models[1], optimizers[1])
     assert saved["state"]["qkv.weight"]["anchor"].shape == (9,)
     (Path(folder) / f"done{rank}").touch()

@@ -19,7 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.pop("node", None)
+    cpu = machine_info["cpu"]
+    machine_info.clear()
+    machine_info.update({"cpu": cpu.get("brand_raw"), "cores": cpu.get("count"), "vector units": torch.backends.cpu.get_cpu_capability()})
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = config.getoption("--threads", 1)
 

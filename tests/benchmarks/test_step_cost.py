@@ -141,9 +141,8 @@ def test_time_of_a_step(benchmark, setting, variant):
 
 
 def test_time_against_the_released_rule(benchmark, setting):
-    """At least 20 times less than sorting, ramp and copy of every tensor at every step."""
-    optimizer = regularized(setting)
-    ours = seconds(optimizer.step, 5) - setting.adamw
+    """At least 20 times less than sorting, ramp and copy of every tensor at every step, which is damping alone: it has no prior."""
+    ours = {name: seconds(regularized(setting, **VARIANTS[name]).step, 5) - setting.adamw for name in ("damping", "damping and penalty")}
     last = {p: torch.zeros_like(p) for _, p in setting.named}
 
     def released():
@@ -156,8 +155,8 @@ def test_time_against_the_released_rule(benchmark, setting):
     benchmark.pedantic(released, rounds=2, iterations=1)
     if benchmark.enabled:
         theirs = benchmark.stats.stats.min
-        benchmark.extra_info.update({"ours_s": ours, "ratio": theirs / ours})
-        assert theirs > 3 * ours
+        benchmark.extra_info.update({f"ratio to {name}": theirs / taken for name, taken in ours.items()})
+        assert theirs > 5 * ours["damping"]
 
 
 @pytest.mark.parametrize("kept", ["nothing", "eigenvectors", "products"])
@@ -169,7 +168,7 @@ def test_memory_beyond_adamws(benchmark, setting, sizes, kept):
     optimizer = regularized(setting, prior=kept != "nothing")
     benchmark.pedantic(optimizer.step, rounds=1, iterations=1)
     moments = sum(optimizer.state[p][k].nbytes for _, p in setting.named for k in ("exp_avg", "exp_avg_sq"))
-    extra = reachable(optimizer) - moments - sum(p.nbytes + p.grad.nbytes for _, p in setting.named)
+    extra = reachable(optimizer) - moments - sum(p.nbytes for _, p in setting.named)
     weights = sum(p.nbytes for _, p in setting.named)
     benchmark.extra_info.update(
         {"extra_bytes": extra, "of_weights": extra / weights, "per_single_stream_parameter": extra / setting.single}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from srft.method.histogram import BINS, MANTISSA_BITS, TABLE_BITS, Histogram, RankTable
+from srft.method.shards import local
 
 __all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "tensor_ranks"]
 
@@ -58,7 +59,8 @@ def histogram_of(magnitudes: Tensor, name: str = "tensor") -> Histogram:
     """Count magnitudes by their leading bits.
 
     Args:
-        magnitudes: any shape and floating type, not negative.
+        magnitudes: any shape and floating type, not negative. Of a DTensor what this process holds: the histograms of all shards add
+            up to that of the whole.
         name: for the error message.
 
     Returns:
@@ -67,7 +69,7 @@ def histogram_of(magnitudes: Tensor, name: str = "tensor") -> Histogram:
     Raises:
         ValueError: a value is negative, NaN or infinite.
     """
-    bits = magnitudes.detach().to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS)
+    bits = local(magnitudes.detach()).to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS)
     if len(bits) == 0:
         return Histogram.of_counts(np.zeros(0, np.int64))
     low, high = (int(extreme) for extreme in bits.aminmax())
