@@ -71,8 +71,9 @@ def test_cached_files_of_another_format_are_never_met(tmp_path, monkeypatch):
     from srft.training import prior as cached
 
     prior, asked = estimate(net(), samples(), 1), []
-    monkeypatch.setattr(cached, "sequences", lambda *args, **kw: ())
-    monkeypatch.setattr(cached, "estimate_prior", lambda *args, **kw: asked.append(1) or prior)
+    for unneeded in ("sequences", "_SourcePairs"):
+        monkeypatch.setattr(cached, unneeded, lambda *args, **kw: ())
+    monkeypatch.setitem(cached._ESTIMATORS, "exact", lambda *args, **kw: asked.append(1) or prior)
     for name in ("srft-prior-0", "srft-prior-9"):
         monkeypatch.setattr(cached, "FORMAT", name)
         cached.source_prior(TrainConfig(name="t"), tmp_path, rank=1)
