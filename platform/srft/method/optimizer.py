@@ -53,8 +53,7 @@ class SRFTAdamW(Optimizer):
     Parameters may be shards: with FSDP2 (``fully_shard``) build it after sharding, on every worker alike, as any torch optimizer. Its steps
     are then collective, with one small reduction each.
 
-    Change weights between steps by torch's operations, not through ``.data``: what a step keeps of V theta is made again when a
-    parameter's version says that it was changed, and ``.data`` hides that for one step.
+    Change weights between steps by torch's operations, not through ``.data``, which hides for one step that V theta has changed.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class SRFTAdamW(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        """Set up parameters, prior and anchors.
+        """Set up parameters, prior and anchors. Regularized steps have a kernel of their own, whatever ``foreach`` and ``fused`` are.
 
         Args:
             named_parameters: ``model.named_parameters()``, or parameter groups whose ``params`` are such pairs.
@@ -88,8 +87,8 @@ class SRFTAdamW(Optimizer):
             srft: the method's settings; None is AdamW.
             prior: keyed by these parameters' names (see ``PriorSensitivity.carried``), on their device; truncated to ``srft.rank``.
             pretrained: theta_0 by name, needed for parameters with a prior only; their present values when None.
-            foreach: AdamW kernel over lists of tensors, torch's choice when None; regularized steps have their own kernel.
-            fused: AdamW kernel in one launch, torch's choice when None; regularized steps have their own kernel.
+            foreach: AdamW kernel over lists of tensors, torch's choice when None.
+            fused: AdamW kernel in one launch, torch's choice when None.
 
         Raises:
             ValueError: parameters come without names, a number is out of range, or the prior has no group of these parameters, another
@@ -138,10 +137,9 @@ class SRFTAdamW(Optimizer):
             ValueError: parameters come without names, or do not fit the prior or the pre-trained values.
         """
         super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        if "param_names" not in added:
+        if "param_names" not in self.param_groups[-1]:
             raise ValueError("parameters come without names, which sensitivities are kept by; pass model.named_parameters()")
-        for name, p in zip(added["param_names"], added["params"], strict=True):
+        for name, p in zip(self.param_groups[-1]["param_names"], self.param_groups[-1]["params"], strict=True):
             self._adopt(name, p)
 
     @torch.no_grad()
@@ -210,11 +208,15 @@ class SRFTAdamW(Optimizer):
         self.steps_taken += 1
         return loss
 
+    def _steps(self, parameters: list[Tensor]) -> dict[Tensor, float]:
+        # Steps taken; one transfer where a fused kernel keeps them on a GPU.
+        return dict(zip(parameters, torch.stack([self.state[p]["step"] for p in parameters]).tolist(), strict=True)) if parameters else {}
+
     def _buckets(self, number: int, parameters: list[Tensor]) -> list[tuple[float, list[Bucket]]]:
         # By the steps that the parameters have taken, of which there are several only where some had no gradient at times.
         taken: dict[float, list[Tensor]] = {}
-        for p in parameters:
-            taken.setdefault(self.state[p]["step"].item(), []).append(p)
+        for p, step in self._steps(parameters).items():
+            taken.setdefault(step, []).append(p)
         result = []
         for step, members in taken.items():
             key = number, tuple(map(id, members))
@@ -324,6 +326,7 @@ class SRFTAdamW(Optimizer):
         """
         histograms = {}
         for group in self.param_groups:
+            steps = self._steps([p for p in group["params"] if "step" in self.state.get(p, {})])
             for p in group["params"]:
                 state, shard = self.state.get(p, {}), self._shards[p]
                 index, count = shard.copy if shard.distributed else (rank, world_size)
@@ -335,7 +338,7 @@ class SRFTAdamW(Optimizer):
                     elif self.srft.transfer == "two_step":
                         magnitude = local(state["two_step"]).view(-1)[share].sqrt()
                     else:
-                        root = (1 - group["betas"][1] ** state["step"].item()) ** 0.5
+                        root = (1 - group["betas"][1] ** steps[p]) ** 0.5
                         magnitude = local(state["exp_avg_sq"]).view(-1)[share].sqrt().mul_(1 / root)
                     histograms[op.group.name] = histogram_of(magnitude, f"second moment of {op.group.name}")
         return Sketch(histograms)
