@@ -286,7 +286,7 @@ def buckets_of(operations: Iterable[tuple[Tensor, Operation]]) -> list[Bucket]:
         elif numel:
             key = op.has_prior, parameter.dtype, parameter.device
             together = waiting.setdefault(key, [])
-            if sum(s.b for s in together) + numel > CHUNK:
+            if together and sum(s.b for s in together) + numel > CHUNK:
                 buckets.append(Bucket(together))
                 together = waiting[key] = []
             together.append(Segment(op, parameter, 0, numel))
