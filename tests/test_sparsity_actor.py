@@ -133,7 +133,14 @@ def test_replicas_agree_whatever_happens_to_the_actor(ray_cluster: Any, caplog: 
     assert answers[0] == MergedStatistics.of(step, sketch(0) + sketch(1)).to_bytes()
     assert exchanges[0].missed == exchanges[1].missed >= 1
 
-    ray.kill(actor)  # for good
+    ray.kill(actor)  # for good, but not at once
+    gone = time.monotonic() + 30
+    while time.monotonic() < gone:
+        try:
+            ray.get(actor.status.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            break
+        time.sleep(0.1)
     exchanges[0]._silent = 0
     submit(500)
     assert bytes_due(510) == [None, None]
