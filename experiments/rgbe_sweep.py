@@ -27,6 +27,7 @@ import tyro
 
 from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
+from srft.files import write_json, write_text
 from srft.search.space import srft_space
 from srft.search.study import Study, TrialResult, best, claim
 from srft.training.distributed import check_resources
@@ -202,10 +203,10 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
 
     rows = [row(name, evaluations[name], chosen.get(name)) for name in networks]
     board = {"study": study.name, "digest": study.digest(), "trackers": rows, "trials": [trial_row(result) for result in found]}
-    checkpoint.write_json(out / "leaderboard.json", board)
-    checkpoint.write_json(out / "best.json", to_flat(chosen["SRFT"].trial.config))
+    write_json(out / "leaderboard.json", board)
+    write_json(out / "best.json", to_flat(chosen["SRFT"].trial.config))
     text = leaderboard(rows, found)
-    checkpoint.write_text(out / "leaderboard.md", text)
+    write_text(out / "leaderboard.md", text)
 
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)

@@ -14,14 +14,16 @@ HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "matplotlib", "pyarrow
 
 ALLOWED = {
     "config": set(),
-    "method": {"config"},
-    "model": {"config"},
-    "data": {"config", "model"},
-    "evaluation": {"config", "model", "data"},
-    "training": {"config", "method", "model", "data", "evaluation"},
-    "run_logging": {"config", "method", "model", "data", "evaluation", "training"},
-    "search": {"config", "method", "model", "data", "evaluation", "training", "run_logging"},
-    "cli": {"config", "method", "model", "data", "evaluation", "training", "run_logging", "search"},
+    "files": set(),
+    "method": {"config", "files"},
+    "model": {"config", "files"},
+    "data": {"config", "files", "model"},
+    "evaluation": {"config", "files", "model", "data"},
+    "training": {"config", "files", "method", "model", "data", "evaluation"},
+    "run_logging": {"config", "files", "method", "model", "data", "evaluation", "training"},
+    "search": {"config", "files", "method", "model", "data", "evaluation", "training", "run_logging"},
+    "commands": {"config", "files", "method", "model", "data", "evaluation", "training", "run_logging", "search"},
+    "cli": {"commands"},
 }
 """Parts of the package that each part may import besides itself."""
 

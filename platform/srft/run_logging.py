@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from srft.config import ConfigError, TrainConfig, to_flat
-from srft.training.checkpoint import environment, git_commit, write_json
+from srft.files import environment, git_commit, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,7 +7,6 @@ seen in one appears in another. The same arguments give the same bytes.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import numpy as np
 from srft.config import ConfigError, DataConfig
 from srft.data.events import polarity_image, simulate_events
 from srft.data.sequence import Domain, Sequence
+from srft.files import aside
 
 Split = Literal["source-train", "source-test", "target-train", "target-val", "target-test"]
 WIDTH, HEIGHT = 160, 120
@@ -375,14 +375,8 @@ def _read(path: Path, name: str) -> Sequence:
 
 
 def _write(path: Path, s: Sequence) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, frames=np.asarray(s.frames), boxes=s.boxes, absent=s.absent, attributes=np.array(s.attributes, str))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, frames=np.asarray(s.frames), boxes=s.boxes, absent=s.absent, attributes=np.array(s.attributes, str))
 
 
 def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:

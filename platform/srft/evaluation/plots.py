@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from srft.data.sequence import Sequence
 from srft.evaluation.metrics import PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS, Measures
+from srft.files import write_bytes
 
 COLORS = ((255, 214, 0), (0, 170, 255), (255, 70, 70), (190, 90, 255))
 GROUNDTRUTH = (60, 220, 60)
@@ -40,7 +40,7 @@ def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) ->
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110, format="png")
-    _write(path, picture.getvalue())
+    write_bytes(path, picture.getvalue())
 
 
 def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: Path, *, frames: int = 6, height: int = 200) -> None:
@@ -87,14 +87,4 @@ def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: 
     encoded, data = cv2.imencode(".png", np.concatenate([legend, strip], 0)[..., ::-1])
     if not encoded:
         raise OSError(f"{path}: the picture strip could not be encoded")
-    _write(path, data.tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_bytes(path, data.tobytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from srft.files import aside
 from srft.method.sketch import chunks
 
 __all__ = [
@@ -206,14 +206,8 @@ def write_aside(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str
         tensors: contiguous, by name.
         metadata: by key.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, aside, metadata)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 @contextmanager

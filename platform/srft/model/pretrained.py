@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -12,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from srft.files import aside
 from srft.model.backbone import PRESETS
 from srft.model.tracker import MultiModalTracker
 
@@ -134,12 +134,6 @@ def save_tracker(tracker: MultiModalTracker, path: str | Path, *, preset: str, a
     path = Path(path)
     if PRESETS.get(preset) != tracker.arch:
         raise ValueError(f"{path}: the tracker is not of preset {preset!r} ({tracker.arch}); name the preset it was built from")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tracker.state_dict().items()}
-    try:
-        save_file(weights, aside, metadata={"preset": preset, "streams": str(tracker.streams), "about": json.dumps(dict(about))})
-        aside.chmod(0o644)  # safetensors keeps its files to their owner; these are for everybody
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as temporary:
+        save_file(weights, temporary, metadata={"preset": preset, "streams": str(tracker.streams), "about": json.dumps(dict(about))})

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.files import write_json
 from srft.search.space import Space
 from srft.training import checkpoint
 
@@ -188,7 +189,7 @@ def claim(study: Study, directory: Path, *, resume: bool) -> None:
         "base": to_flat(study.base),
         "trials": [{"index": trial.index, "fixed": trial.fixed, "point": trial.point} for trial in study.trials()],
     }
-    checkpoint.write_json(marker, description)
+    write_json(marker, description)
 
 
 def results(study: Study, directory: Path) -> list[TrialResult]:
@@ -245,7 +246,7 @@ def record_end(home: Path, state: TrialState, *, seconds: float, error: str = ""
         error: last line of what made it fail.
     """
     home.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(home / _RESULT, {"state": state, "seconds": seconds, "error": error})
+    write_json(home / _RESULT, {"state": state, "seconds": seconds, "error": error})
 
 
 def forget_end(home: Path) -> None:

@@ -8,36 +8,28 @@ a directory named ``epoch_*`` is complete unless the disk itself lost something,
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.files import environment, sha256, sync, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "Checkpoint", "CheckpointError", "Meta", "best", "claim", "config_of", "environment", "git_commit", "history", "latest",
-    "load", "read_meta", "save", "write_json", "write_text",
-]  # fmt: skip
+__all__ = ["Checkpoint", "CheckpointError", "Meta", "best", "claim", "config_of", "history", "latest", "load", "read_meta", "save"]
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE, META, MANIFEST, RUN = "weights.safetensors", "state.pt", "meta.json", "manifest.json", "run.json"
 METRIC = "val/success_auc"
-_VERSIONS = ("srft", "torch", "torchvision", "timm", "ray", "mlflow", "numpy")
 
 
 class CheckpointError(ValueError):
@@ -173,15 +165,15 @@ def save(
             aside / META,
             {**this, "history": [*earlier, this], "config": to_flat(config), "digest": config.digest(), "environment": environment()},
         )
-        manifest = {name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in (WEIGHTS, STATE, META)}
+        manifest = {name: {"bytes": (aside / name).stat().st_size, "sha256": sha256(aside / name)} for name in (WEIGHTS, STATE, META)}
         write_json(aside / MANIFEST, manifest)
         for name in (*manifest, MANIFEST):
-            _sync(aside / name)
-        _sync(aside)
+            sync(aside / name)
+        sync(aside)
         if target.exists():
             shutil.rmtree(target)
         os.replace(aside, target)
-        _sync(directory)
+        sync(directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _retain(directory, newest=target, metric=metric)
@@ -280,46 +272,6 @@ def history(directory: Path) -> list[dict[str, Any]]:
     return list(read_meta(newest).history) if newest else []
 
 
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def environment() -> dict[str, str]:
-    """Versions of Python, the packages that results depend on, and the git commit where there is one.
-
-    Returns:
-        Version by name.
-    """
-    commit = git_commit()
-    return {**_versions(), **({"git_commit": commit} if commit else {})}
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of the source tree this package runs from.
-
-    Returns:
-        The hash, followed by ``-dirty`` if files differ from it; None outside a repository or without git.
-    """
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("-dirty" if changed else "")
-
-
 def _candidates(directory: Path) -> list[Path]:
     return sorted((p for p in directory.glob("epoch_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
 
@@ -353,7 +305,7 @@ def _verify(path: Path) -> None:
             raise CheckpointError(f"{file} is missing; {remedy}")
         if file.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}; {remedy}")
-        if _sha256(file) != expected["sha256"]:
+        if sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{file} differs from its manifest (SHA-256); {remedy}")
 
 
@@ -369,39 +321,3 @@ def _remove_orphans(directory: Path) -> None:
     for path in directory.glob(".epoch_*.tmp"):
         log.info("removing %s, left by a process that died while writing it", path)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all.
-
-    Args:
-        path: the file.
-        value: what JSON can hold.
-    """
-    write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Args:
-        path: the file.
-        text: its content.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text)
-    _sync(aside)
-    os.replace(aside, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,90 @@
+"""``srft train``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srft.config import ConfigError, TrainConfig, from_flat, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Fine-tune one tracker.
+
+    srft train --config outputs/rgbe_sweep/best.json --out outputs/winner --set optim.epochs=20
+
+    srft train --config outputs/rgbe_sweep/best.json --out outputs/winner --set optim.epochs=20 --workers 2 --resume
+    """
+
+    config: Path | None = None
+    """JSON file of dotted keys, such as a sweep's best.json; the defaults when left out."""
+    out: Path = Path("outputs/train")
+    """Directory of the run: checkpoints, and cache/ with rendered data and the prior."""
+    set: tuple[str, ...] = ()
+    """Settings to replace, as key=value: --set optim.lr=1e-4 srft.rank=32."""
+    workers: int | None = None
+    """Training processes; more than one is a Ray Train run."""
+    resume: bool = False
+    """Go on from the newest valid checkpoint in --out."""
+
+
+def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
+    """Replace settings of a run.
+
+    Args:
+        settings: ``key=value``; values are JSON, or words.
+        base: the run.
+
+    Returns:
+        The changed run.
+
+    Raises:
+        ConfigError: a setting has no ``=``, an unknown key or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r} has no '='; expected key=value, such as optim.lr=1e-4")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return from_flat(values, base, source="--set")
+
+
+def run(command: Train) -> None:
+    """Train and print the best checkpoint.
+
+    Args:
+        command: the options.
+    """
+    config = load(command.config) if command.config else TrainConfig()
+    if command.workers is not None:
+        config = from_flat({"workers": command.workers}, config, source="--workers")
+    config = parse_settings(command.set, config)
+
+    from srft.training import checkpoint, step
+    from srft.training.distributed import cluster, train
+
+    def show(report: step.EpochReport) -> None:
+        m = report.metrics
+        print(
+            f"epoch {report.epoch + 1}/{config.optim.epochs}  loss {m['train/loss']:.3f}  val {m['val/success_auc']:.3f}"
+            f"  source {m['source/success_auc']:.3f}  {m['throughput/samples_per_s']:.0f} samples/s",
+            flush=True,
+        )
+
+    cache = (command.out / "cache").resolve()
+    entry = functools.partial(step.run, cache=cache)
+    if config.workers == 1:
+        train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
+    else:
+        step.prepare(config, cache)
+        with cluster(dashboard=True):
+            train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
+    print(f"best checkpoint  {checkpoint.best(command.out)}")
