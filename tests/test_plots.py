@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from srft.data.sequence import Sequence
-from srft.evaluation import plots
 from srft.evaluation.metrics import measure
 from srft.evaluation.plots import COLORS, GROUNDTRUTH, picture_strip, success_plot
 
@@ -100,7 +99,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(plots.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         picture_strip(sequence(3), {}, path)
     assert path.read_bytes() == b"old"
