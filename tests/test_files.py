@@ -14,10 +14,15 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), aside(path) as temporary:
-        assert temporary.suffix == ".txt"
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with aside(path) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
