@@ -107,6 +107,33 @@ def test_state_dict_continues_bit_for_bit(mode, transfer):
     assert torch.equal(run(resumed, other, 8, first=7, refresh=3), expected)
 
 
+@pytest.mark.parametrize("mode", ["penalty", "proximal"])
+def test_state_by_name_continues_bit_for_bit(mode):
+    config = settings(mode=mode, transfer="two_step", prior_strength=5.0, damping_strength=0.9, schedule="adaptive")
+
+    def build(model):
+        return SRFTAdamW(model.named_parameters(), total_steps=30, srft=config, prior=make_prior(model), **ADAM)
+
+    model = net()
+    optimizer = build(model)
+    names = build(net()).named_state().keys()
+    run(model, optimizer, 7, refresh=3)
+    state = {name: tensor.clone() for name, tensor in optimizer.named_state().items()}
+    assert state.keys() == names
+    assert {"exp_avg.out.weight", "two_step.out.weight", "step.out.weight", "anchor.out.weight"} <= names
+    saved, method_state = copy.deepcopy(model.state_dict()), optimizer.method_state()
+    expected = run(model, optimizer, 8, first=7, refresh=3)
+    again = net(seed=9)
+    resumed = build(again)
+    again.load_state_dict(saved)
+    with torch.no_grad():
+        for name, tensor in resumed.named_state().items():
+            tensor.copy_(state[name])
+    resumed.resume(method_state)
+    assert resumed.steps_taken == 7
+    assert torch.equal(run(again, resumed, 8, first=7, refresh=3), expected)
+
+
 def test_state_of_another_rank_is_refused():
     model = net()
     config = settings(prior_strength=1.0)

@@ -264,7 +264,7 @@ def test_copies_share_one_table_of_prior_ranks():
     prior = make_prior(source).carried({"a.weight": "weight", "b.weight": "weight"})
     optimizer = SRFTAdamW(model.named_parameters(), total_steps=9, srft=settings(damping_strength=1.0), prior=prior, **ADAM)
     run(model, optimizer, 2)
-    a, b = ([op.prior_ranks for op in optimizer._operations[p]] for p in model.parameters())
+    a, b = ([op.prior_ranks for op in optimizer._term.operations[p]] for p in model.parameters())
     assert a[0].dtype == torch.uint8
     assert a[0].data_ptr() == b[0].data_ptr()
 

@@ -117,7 +117,7 @@ def sharded(rank, folder):
                 model = net()
                 fully_shard(model, mesh=mesh)
                 optimizer = build(model, case, kronecker=kronecker, pretrained=pretrained)
-                assert optimizer._operations[model.last.weight][0].where.stop == (0 if rank and layout == "shards" else 7), where
+                assert optimizer._term.operations[model.last.weight][0].where.stop == (0 if rank and layout == "shards" else 7), where
                 found = drive(model, optimizer, 6)
                 if case in ("two_step", "plain"):  # No sum over shards takes part: equal to the bit.
                     assert found.to_bytes() == sketch.to_bytes(), where

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from srft.method.histogram import BINS, Histogram, bin_values, rank_table
 from srft.method.sketch import histogram_of, tensor_ranks
 from srft.method.sparsity import (
+    Energies,
     LocalExchange,
     MergedStatistics,
     Sketch,
@@ -220,17 +221,34 @@ def test_worker_overlap_and_noise_scale():
     same, other = np.array([3.0, 4.0]), np.array([4.0, -3.0])
 
     def energies(gradients):
-        return [float(g @ g) for g in gradients], float(np.mean(gradients, 0) @ np.mean(gradients, 0))
+        return sum(float(g @ g) for g in gradients), float(np.mean(gradients, 0) @ np.mean(gradients, 0)), len(gradients)
 
     assert worker_overlap(*energies([same, same, same])) == pytest.approx(1)
     assert worker_overlap(*energies([same, other])) == pytest.approx(0)
     assert worker_overlap(*energies([same, -same])) == pytest.approx(-1)
-    assert worker_overlap([0.0, 0.0], 0.0) == 0
+    assert worker_overlap(0.0, 0.0, 2) == 0
     assert noise_scale(*energies([same, same]), batch=8) == pytest.approx(0)
     assert noise_scale(*energies([same, -same]), batch=8) == float("inf")
-    for function in (worker_overlap, lambda e, m: noise_scale(e, m, 4)):
+    for function in (worker_overlap, lambda local, mean, workers: noise_scale(local, mean, workers, 4)):
         with pytest.raises(ValueError, match="at least 2"):
-            function([1.0], 1.0)
+            function(1.0, 1.0, 1)
+
+
+def test_workers_energies_add_up_and_travel():
+    gradients = {"a": np.array([[3.0, 4.0], [0.0, 1.0], [-1.0, 2.0]]), "b": np.array([[1.0], [1.0], [4.0]])}
+
+    def sketch(rank):
+        share = {name: Energies(float(g[rank] @ g[rank]), float((g.mean(0)[rank::3] ** 2).sum())) for name, g in gradients.items()}
+        return Sketch({}, share, 1)
+
+    merged = MergedStatistics.from_bytes(MergedStatistics.of(5, merge([sketch(rank) for rank in range(3)])).to_bytes())
+    whole = np.concatenate(list(gradients.values()), 1)
+    expected = float((whole**2).sum()), float((whole.mean(0) ** 2).sum()), 3
+    assert merged.overlap == pytest.approx(worker_overlap(*expected))
+    assert merged.noise(8) == pytest.approx(noise_scale(*expected, 8))
+    alone = MergedStatistics.of(5, sketch(0))
+    assert np.isnan(alone.overlap)
+    assert np.isnan(alone.noise(8))
 
 
 def test_noise_scale_is_unbiased():
@@ -243,4 +261,4 @@ def test_noise_scale_is_unbiased():
         locals_.append((g**2).sum(1))
         means.append((g.mean(0) ** 2).sum())
     # Energies averaged over steps first: the ratio of two unbiased estimates.
-    assert noise_scale(list(np.mean(locals_, 0)), float(np.mean(means)), batch) == pytest.approx(noise / signal, rel=0.1)
+    assert noise_scale(float(np.mean(locals_, 0).sum()), float(np.mean(means)), workers, batch) == pytest.approx(noise / signal, rel=0.1)

@@ -32,9 +32,10 @@ from srft.method.kernel import AdamStep, Bucket, Damping, Tangent, average_two_s
 from srft.method.operation import Binding, Operation
 from srft.method.prior import PriorSensitivity
 from srft.method.schedule import AdaptiveWeight, prior_weight
-from srft.method.shards import Shard, local, shard_of, shard_values, sum_over_shards
-from srft.method.sketch import Scratch, histogram_of, tensor_ranks
+from srft.method.shards import local, shard_of, shard_values
+from srft.method.sketch import histogram_of, tensor_ranks
 from srft.method.sparsity import MergedStatistics, Sketch
+from srft.method.term import TangentTerm
 
 __all__ = ["SRFTAdamW"]
 
@@ -106,14 +107,12 @@ class SRFTAdamW(Optimizer):
         self.adaptive = AdaptiveWeight()
         self._binding = Binding(settings=self.srft, prior=None if prior is None else prior.truncated(self.srft.rank))
         self._pretrained = pretrained
-        self._operations: dict[Tensor, list[Operation]] = {}
-        self._shards: dict[Tensor, Shard] = {}
+        self._term = TangentTerm()
         self._bucketed: dict[tuple[int, tuple[int, ...]], list[Bucket]] = {}
-        self._scratch = Scratch()
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize}
         super().__init__(named_parameters, {**defaults, "foreach": foreach, "fused": fused})  # pyrefly: ignore
         self._pretrained = None
-        names = [op.group.name for operations in self._operations.values() for op in operations]
+        names = [op.group.name for operations in self._term.operations.values() for op in operations]
         if prior is not None and names and not any(name in prior.groups for name in names):
             raise ValueError(
                 f"prior: none of its groups ({', '.join(list(prior.groups)[:2])}, ...) is among the parameters' "
@@ -155,10 +154,9 @@ class SRFTAdamW(Optimizer):
         operations: list[Operation] = []
         for group in groups:
             operations.append(self._binding.operation(group, shard, origin, operations[-1].columns.stop if operations else 0))
-        self._operations[p], self._shards[p] = operations, shard
-        if known := [(op, op.directions) for op in operations if op.directions is not None]:
-            totals = sum_over_shards([shard] * len(known), [op.project(origin, self._scratch) for op, _ in known])
-            self.state[p]["anchor"] = torch.cat([v.coordinates(total) for (_, v), total in zip(known, totals, strict=True)])
+        anchor = self._term.adopt(p, operations, shard, origin)
+        if anchor is not None:
+            self.state[p]["anchor"] = anchor
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyrefly: ignore
@@ -178,7 +176,11 @@ class SRFTAdamW(Optimizer):
         strength = settings.prior_strength * w
         mode = settings.mode if strength > 0 else None
         gradients = self._gradients()
-        combinations = self._combinations(mode, gradients, strength, w) if mode in ("penalty", "projection") else {}
+        combinations: dict[Operation, Tensor] = {}
+        if mode == "penalty":
+            combinations = self._term.penalty(gradients, strength)
+        if mode == "projection":
+            combinations = self._term.projection(gradients, w)
         low, high = settings.damping_range
         damping = Damping(strength=settings.damping_strength, low=low, high=high, weight=w, transfer=settings.transfer)
         tangent = Tangent(
@@ -199,12 +201,12 @@ class SRFTAdamW(Optimizer):
             torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
             for step, buckets in self._buckets(number, parameters):
                 for bucket in buckets:
-                    bucket.update(values, gradients, states, AdamStep.of(group, step), damping, tangent, self._scratch)
+                    bucket.update(values, gradients, states, AdamStep.of(group, step), damping, tangent, self._term.scratch)
             for p in parameters:
-                for op in self._operations[p]:
+                for op in self._term.operations[p]:
                     op.version = values[p]._version
         if mode == "proximal":
-            self._pull_back(gradients, settings.prior_strength * w)
+            self._term.pull_back({p: float(g["lr"]) * strength for g in self.param_groups for p in g["params"] if p in gradients})
         self.steps_taken += 1
         return loss
 
@@ -221,7 +223,7 @@ class SRFTAdamW(Optimizer):
         for step, members in taken.items():
             key = number, tuple(map(id, members))
             if key not in self._bucketed:
-                self._bucketed[key] = buckets_of((p, op) for p in members for op in self._operations[p])
+                self._bucketed[key] = buckets_of((p, op) for p in members for op in self._term.operations[p])
             result.append((step, self._bucketed[key]))
         return result
 
@@ -236,47 +238,6 @@ class SRFTAdamW(Optimizer):
                     p.grad = p.grad.contiguous()
                     gradients[p] = local(p.grad).view(-1) if not group["maximize"] else -local(p.grad).view(-1)
         return gradients
-
-    def _offsets(self, what: Mapping[Tensor, Tensor], *, kept: bool) -> dict[Operation, Tensor]:
-        # V y of every operation with a prior, over all shards; what a step kept of V theta is taken where it still holds.
-        ops, shards, totals = [], [], []
-        for p, y in what.items():
-            for op in self._operations[p]:
-                if op.directions is not None:
-                    holds = kept and op.total is not None and op.version == local(p)._version
-                    ops.append((op, op.directions))
-                    shards.append(self._shards[p])
-                    totals.append(op.total if holds and op.total is not None else op.project(y, self._scratch))
-        return {op: v.coordinates(total) for (op, v), total in zip(ops, sum_over_shards(shards, totals), strict=True)}
-
-    def _displacements(self, parameters: Iterable[Tensor]) -> dict[Operation, Tensor]:
-        # c of every operation with a prior.
-        parameters = list(parameters)
-        offsets = self._offsets({p: local(p).view(-1) for p in parameters}, kept=True)
-        anchors = [self.state[p]["anchor"][op.columns] for p in parameters for op in self._operations[p] if op in offsets]
-        return dict(zip(offsets, torch._foreach_sub(list(offsets.values()), anchors), strict=True)) if offsets else {}
-
-    def _combinations(self, mode: str, gradients: Mapping[Tensor, Tensor], strength: float, w: float) -> dict[Operation, Tensor]:
-        penalty = mode == "penalty"
-        c = self._displacements(gradients) if penalty else self._offsets(gradients, kept=False)
-        if not c:
-            return {}
-        factors = torch._foreach_mul([op.curvature if penalty else op.shrinkage for op in c], strength if penalty else -w)
-        return dict(zip(c, torch._foreach_mul(list(c.values()), factors), strict=True))
-
-    def _pull_back(self, gradients: Mapping[Tensor, Tensor], strength: float) -> None:
-        displacements = self._displacements(gradients)
-        for group in self.param_groups:
-            s = float(group["lr"]) * strength
-            for p in (p for p in group["params"] if p in gradients):
-                values = local(p).view(-1)
-                for op in self._operations[p]:
-                    if op in displacements:
-                        pull = s * op.curvature
-                        op.add(values, -displacements[op] * (pull / (1 + pull)), self._scratch)
-                    if op.remainder is not None:
-                        op.pull_by_remainder(values, s)
-                    op.total = None
 
     def _prepare(self, p: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[p]
@@ -328,12 +289,12 @@ class SRFTAdamW(Optimizer):
         for group in self.param_groups:
             steps = self._steps([p for p in group["params"] if "step" in self.state.get(p, {})])
             for p in group["params"]:
-                state, shard = self.state.get(p, {}), self._shards[p]
+                state, shard = self.state.get(p, {}), self._term.shards[p]
                 index, count = shard.copy if shard.distributed else (rank, world_size)
-                for op in self._operations[p]:
+                for op in self._term.operations[p]:
                     n = op.where.stop - op.where.start
                     share = slice(op.where.start + n * index // count, op.where.start + n * (index + 1) // count)
-                    if "exp_avg_sq" not in state:
+                    if not steps.get(p):
                         magnitude = torch.zeros(0)
                     elif self.srft.transfer == "two_step":
                         magnitude = local(state["two_step"]).view(-1)[share].sqrt()
@@ -352,7 +313,7 @@ class SRFTAdamW(Optimizer):
         Raises:
             ValueError: a group is missing.
         """
-        for p, operations in self._operations.items():
+        for p, operations in self._term.operations.items():
             for op in operations:
                 if op.group.name not in statistics.tables:
                     raise ValueError(
@@ -363,6 +324,46 @@ class SRFTAdamW(Optimizer):
             self.adaptive = self.adaptive.after(statistics, self.srft.kappa)
             self.param_groups[0]["adaptive"] = self.adaptive.state_dict()
         self.param_groups[0]["statistics"] = statistics.to_bytes()
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Every tensor of the state by the names of its kind and parameter: what a sharded checkpoint holds, and is read back into.
+
+        Parameters that had no gradient yet get the state that they will start from, so that the names are always the same.
+
+        Returns:
+            ``exp_avg.<parameter>``, ``step.<parameter>``, ...; the optimizer's own tensors, DTensors where parameters are sharded.
+        """
+        tensors = {}
+        for group in self.param_groups:
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                self._prepare(p, group)
+                tensors |= {f"{kind}.{name}": value for kind, value in self.state[p].items()}
+        return tensors
+
+    def method_state(self) -> dict[str, Any]:
+        """What the state holds besides tensors, the same on every worker.
+
+        Returns:
+            Newest merged statistics and the adaptive schedule, where there are any.
+        """
+        return {name: self.param_groups[0][name] for name in ("statistics", "adaptive") if name in self.param_groups[0]}
+
+    def resume(self, method_state: Mapping[str, Any]) -> None:
+        """Go on after :meth:`named_state` was filled from a checkpoint.
+
+        Args:
+            method_state: from :meth:`method_state` when it was written.
+        """
+        self.steps_taken = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+        for operations in self._term.operations.values():
+            for op in operations:
+                op.total = None
+        if statistics := method_state.get("statistics"):
+            self.adaptive = AdaptiveWeight()
+            self.set_statistics(MergedStatistics.from_bytes(statistics))
+        if adaptive := method_state.get("adaptive"):
+            self.adaptive = AdaptiveWeight.from_state(adaptive)
+            self.param_groups[0]["adaptive"] = adaptive
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -388,14 +389,9 @@ class SRFTAdamW(Optimizer):
                     f"optimizer state holds {len(loaded)} anchor coordinates of a parameter, the prior gives {len(anchor)}; "
                     "resume with the same srft.rank and the same prior"
                 )
-            self.state[p]["anchor"] = loaded.to(anchor)
+            self.state[p]["anchor"] = anchor.copy_(loaded)
         for group, option in zip(self.param_groups, options, strict=True):
             for name, value in option.items():
                 group.setdefault(name, value)
-        self.steps_taken = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
-        if statistics := self.param_groups[0].get("statistics"):
-            self.adaptive = AdaptiveWeight()
-            self.set_statistics(MergedStatistics.from_bytes(statistics))
-        if adaptive := state_dict["param_groups"][0].get("adaptive"):
-            self.adaptive = AdaptiveWeight.from_state(adaptive)
-            self.param_groups[0]["adaptive"] = adaptive
+        first = state_dict["param_groups"][0]
+        self.resume({name: first[name] for name in ("statistics", "adaptive") if first.get(name)})

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from srft.method.histogram import Histogram, RankTable, bin_values, rank_table
 
 __all__ = [
+    "Energies",
     "Histogram",
     "LocalExchange",
     "MergedStatistics",
@@ -32,7 +33,7 @@ __all__ = [
     "worker_overlap",
 ]
 
-_MAGIC = b"SRFTSK01"
+_MAGIC = b"SRFTSK02"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +81,36 @@ def sparsity_figures(histogram: Histogram) -> SparsityFigures:
     )
 
 
+class Energies(NamedTuple):
+    """Squared norms of one parameter's gradient in one step, added up over workers."""
+
+    local: float
+    """Of each worker's own gradient."""
+    mean: float
+    """Of the gradient averaged over workers: each worker's share of the elements, or of the whole by one of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sketch:
     """Histograms of all groups: what one worker knows about its share of the elements."""
 
     groups: Mapping[str, Histogram]
     """By group name."""
+    energies: Mapping[str, Energies] = field(default_factory=dict)
+    """By parameter name, where workers saw their own gradients; see :func:`noise_scale`."""
+    workers: int = 0
+    """Workers whose energies are in it."""
 
     def __add__(self, other: Sketch) -> Sketch:
-        empty = Histogram(0, np.zeros(0, np.int64))
+        empty, none = Histogram(0, np.zeros(0, np.int64)), Energies(0.0, 0.0)
         names = sorted(self.groups.keys() | other.groups.keys())
-        return Sketch({name: self.groups.get(name, empty) + other.groups.get(name, empty) for name in names})
+        seen = sorted(self.energies.keys() | other.energies.keys())
+        pairs = {name: (self.energies.get(name, none), other.energies.get(name, none)) for name in seen}
+        return Sketch(
+            {name: self.groups.get(name, empty) + other.groups.get(name, empty) for name in names},
+            {name: Energies(a.local + b.local, a.mean + b.mean) for name, (a, b) in pairs.items()},
+            self.workers + other.workers,
+        )
 
     def to_bytes(self) -> bytes:
         """Compact form: a few hundred bytes per group.
@@ -104,7 +124,8 @@ class Sketch:
             kind = np.min_scalar_type(int(histogram.counts.max(initial=0)))
             entries.append([name, histogram.first, len(histogram.counts), kind.itemsize])
             payload.append(histogram.counts.astype(f"<u{kind.itemsize}").tobytes())
-        header = json.dumps(entries, separators=(",", ":")).encode()
+        energies = {name: [e.local, e.mean] for name, e in sorted(self.energies.items())}
+        header = json.dumps([entries, energies, self.workers], separators=(",", ":")).encode()
         return b"".join([_MAGIC, struct.pack("<I", len(header)), header, *payload])
 
     @staticmethod
@@ -124,10 +145,10 @@ class Sketch:
             raise ValueError(f"statistics begin with {data[:8]!r}; expected {_MAGIC!r}: sent by another version of the program")
         offset = 12 + struct.unpack("<I", data[8:12])[0]
         try:
-            entries = json.loads(data[12:offset])
+            entries, energies, workers = json.loads(data[12:offset])
             end = offset + sum(length * size for _, _, length, size in entries)
         except (UnicodeDecodeError, json.JSONDecodeError):
-            entries, end = [], -1
+            entries, energies, workers, end = [], {}, 0, -1
         if end != len(data):
             raise ValueError(f"statistics of {len(data)} bytes do not have the length that their header gives: cut short on the way")
         groups = {}
@@ -135,7 +156,7 @@ class Sketch:
             counts = np.frombuffer(data, f"<u{size}", length, offset).astype(np.int64)
             groups[name] = Histogram.of_counts(counts, first)
             offset += length * size
-        return Sketch(groups)
+        return Sketch(groups, {name: Energies(*pair) for name, pair in energies.items()}, workers)
 
 
 def merge(sketches: Sequence[Sketch]) -> Sketch:
@@ -181,6 +202,24 @@ class MergedStatistics:
     def figures(self) -> Mapping[str, SparsityFigures]:
         """Sparsity figures by group name."""
         return {name: sparsity_figures(histogram) for name, histogram in self.sketch.groups.items()}
+
+    @property
+    def overlap(self) -> float:
+        """:func:`worker_overlap` of all parameters together; not a number with fewer than two workers that saw their own gradients."""
+        e, workers = self.sketch.energies.values(), self.sketch.workers
+        return worker_overlap(sum(x.local for x in e), sum(x.mean for x in e), workers) if workers > 1 else float("nan")
+
+    def noise(self, batch: int) -> float:
+        """:func:`noise_scale` of all parameters together.
+
+        Args:
+            batch: samples per worker.
+
+        Returns:
+            In samples; not a number with fewer than two workers that saw their own gradients.
+        """
+        e, workers = self.sketch.energies.values(), self.sketch.workers
+        return noise_scale(sum(x.local for x in e), sum(x.mean for x in e), workers, batch) if workers > 1 else float("nan")
 
     def to_bytes(self) -> bytes:
         """Compact form for a broadcast or a checkpoint.
@@ -287,12 +326,13 @@ class LocalExchange:
         self._pending = {int(step): Sketch.from_bytes(data) for step, data in state.items()}
 
 
-def worker_overlap(worker_energies: Sequence[float], mean_energy: float) -> float:
+def worker_overlap(local: float, mean: float, workers: int) -> float:
     """How much the workers' gradients point the same way: mean inner product of two workers over their mean energy.
 
     Args:
-        worker_energies: squared norm of each worker's own gradient.
-        mean_energy: squared norm of the mean of these gradients.
+        local: squared norms of the workers' own gradients, added up.
+        mean: squared norm of the mean of these gradients.
+        workers: how many.
 
     Returns:
         1 for equal gradients, about 0 for unrelated ones, negative for opposed ones; 0 if all are zero.
@@ -300,18 +340,18 @@ def worker_overlap(worker_energies: Sequence[float], mean_energy: float) -> floa
     Raises:
         ValueError: there are fewer than two workers.
     """
-    workers, total = len(worker_energies), float(sum(worker_energies))
     if workers < 2:
         raise ValueError(f"overlap of {workers} worker; expected at least 2")
-    return (workers**2 * mean_energy - total) / ((workers - 1) * total) if total > 0 else 0.0
+    return (workers**2 * mean - local) / ((workers - 1) * local) if local > 0 else 0.0
 
 
-def noise_scale(worker_energies: Sequence[float], mean_energy: float, batch: int) -> float:
+def noise_scale(local: float, mean: float, workers: int, batch: int) -> float:
     """Gradient noise scale: variance of one sample's gradient over the squared norm of the true gradient, both unbiased.
 
     Args:
-        worker_energies: squared norm of each worker's own gradient.
-        mean_energy: squared norm of the mean of these gradients.
+        local: squared norms of the workers' own gradients, added up.
+        mean: squared norm of the mean of these gradients.
+        workers: how many.
         batch: samples per worker.
 
     Returns:
@@ -320,10 +360,9 @@ def noise_scale(worker_energies: Sequence[float], mean_energy: float, batch: int
     Raises:
         ValueError: there are fewer than two workers.
     """
-    workers = len(worker_energies)
     if workers < 2:
         raise ValueError(f"noise scale of {workers} worker; expected at least 2")
-    local = float(sum(worker_energies)) / workers
-    signal = (workers * mean_energy - local) / (workers - 1)
-    noise = (local - mean_energy) * batch * workers / (workers - 1)
+    own = local / workers
+    signal = (workers * mean - own) / (workers - 1)
+    noise = (own - mean) * batch * workers / (workers - 1)
     return noise / signal if signal > 0 else float("inf")

@@ -114,21 +114,22 @@ class SRFTAround(SRFTAdamW):
                 if p in before:
                     self._damp(p, before.pop(p), group["betas"][1], w)
         if strength > 0 and settings.mode == "proximal":
-            self._pull_back(gradients, strength)
+            self._term.pull_back({p: float(g["lr"]) * strength for g in self.param_groups for p in g["params"] if p in gradients})
         self.steps_taken += 1
         return loss
 
     def _regularize(self, gradients: Mapping[Tensor, Tensor], strength: float, w: float) -> None:
-        combinations = self._combinations(self.srft.mode, gradients, strength, w)
+        penalty = self.srft.mode == "penalty"
+        combinations = self._term.penalty(gradients, strength) if penalty else self._term.projection(gradients, w)
         for p, gradient in gradients.items():
             values = local(p).view(-1)
-            for op in self._operations[p]:
+            for op in self._term.operations[p]:
                 if op in combinations:
-                    op.add(gradient, combinations[op], self._scratch)
+                    op.add(gradient, combinations[op], self._term.scratch)
                 if op.remainder is not None:
                     g, theta = gradient[op.where], values[op.where]
                     for a, b in op.ranges():
-                        if self.srft.mode == "penalty":
+                        if penalty:
                             op.add_remainder(g[a:b], theta[a:b], a, b, strength)
                         else:
                             op.shrink_by_remainder(g[a:b], a, b, w)
@@ -152,12 +153,12 @@ class SRFTAround(SRFTAdamW):
         state, (low, high), strength = self._flat_state(p), self.srft.damping_range, self.srft.damping_strength
         root = (1 - beta2 ** self.state[p]["step"].item()) ** 0.5
         now, old, two_step = local(p).view(-1), before.view(-1), self.srft.transfer == "two_step"
-        for op in self._operations[p]:
+        for op in self._term.operations[p]:
             share = w if op.has_prior else 0.0
             for a, b in op.ranges():
                 part = slice(op.where.start + a, op.where.start + b)
                 seen = state["two_step"][part].sqrt() if two_step else state["exp_avg_sq"][part].sqrt().mul_(1 / root)
-                rank = op.ranks.lookup(seen, self._scratch).mul_(1 - share)
+                rank = op.ranks.lookup(seen, self._term.scratch).mul_(1 - share)
                 if op.prior_ranks is not None:
                     rank.add_(op.prior_ranks[a:b], alpha=share / 255)
                 # theta' = theta + d - lambda_d m d
