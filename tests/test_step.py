@@ -370,11 +370,6 @@ def test_an_rgb_run_trains_one_stream_on_three_channels(tmp_path, cache, few_sou
     assert "backbone.blocks.0.attn.qkv.weight" in weights(tmp_path)
 
 
-def test_the_synthetic_world_has_no_depth():
-    with pytest.raises(ConfigError, match=r"data\.modality is 'rgbd'"):
-        load_domain(dataclasses.replace(CONFIG.data, modality="rgbd"))
-
-
 def test_a_damaged_sequence_in_the_cache_is_named(tmp_path):
     sequences("target-val", 1, seed=7, length=8, cache=tmp_path)
     (path,) = tmp_path.iterdir()
