@@ -59,7 +59,7 @@ def test_known_values():
     half = np.array([[5.0, 0, 10, 10]])
     assert metrics.iou(square, half)[0] == pytest.approx(1 / 3)
     assert metrics.center_error(square, half)[0] == 5
-    assert metrics.normalized_center_error(square, half)[0] == 0.5
+    assert metrics.normalized_center_error(square, half)[0] == pytest.approx(0.5)
     assert metrics.success_auc(np.array([1.0])) == pytest.approx(20 / 21)
     assert metrics.success_auc(np.array([0.0])) == 0
 
@@ -118,3 +118,45 @@ def test_measure_refuses_unequal_lengths_and_nothing_to_measure():
         metrics.measure([(g, g, np.ones(3, bool))])
     with pytest.raises(ValueError, match="none of the 0 sequences"):
         metrics.measure([])
+
+
+def test_several_groundtruths_take_the_best_of_each_frame():
+    g = np.array([[10.0, 10, 20, 20], [10, 10, 20, 20]])
+    truths = np.stack([g, g + np.array([[0, 0, 0, 0], [6, 8, 0, 0]])])
+    p = np.array([[10.0, 10, 20, 20], [16, 18, 20, 20]])
+    assert metrics.maximum_overlap(p, truths).tolist() == [1, 1]
+    assert metrics.least_center_error(p, truths).tolist() == [0, 0]
+    assert metrics.least_center_error(p, truths[:1]).tolist() == [0, 10]
+
+
+def test_ties_fall_where_single_precision_puts_them():
+    """17/20 in single precision exceeds 0.85, in double precision it does not: scorers that work in either differ there."""
+    p, g = np.array([[0, 0, 17, 1]]), np.array([[0, 0, 20, 1]])
+    for dtype, share in ((np.float32, 1), (np.float64, 0)):
+        overlap = metrics.iou(p.astype(dtype), g.astype(dtype))
+        assert overlap.dtype == dtype
+        assert metrics.success_at(overlap, 0.85) == share
+
+
+def test_success_at_and_breakout_capability():
+    assert metrics.success_at(np.array([0.5, 0.6, 0.8]), 0.5) == pytest.approx(2 / 3)
+    assert metrics.success_at(np.empty(0), 0.5) == 0
+    assert metrics.boc(np.array([0.5, 1.0]), np.array([[0.2, 0.9], [0.4, 0.7]])) == pytest.approx(100 * (0.5 * 0.7 + 1.0 * 0.2) / 2)
+    assert metrics.boc(np.empty(0), np.empty((2, 0))) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 30), bad=st.floats(0, 0.5))
+def test_bounds_and_monotone_curves(seed, n, bad):
+    """Whatever a tracker writes."""
+    rng = np.random.default_rng(seed)
+    p, g = boxes(rng, n), boxes(rng, n)
+    p[rng.random(p.shape) < bad] = rng.choice([np.nan, np.inf, -np.inf, 0, -1e30, 1e300])
+    with np.errstate(all="ignore"):
+        overlap, swapped, error = metrics.iou(p, g), metrics.iou(g, p), metrics.center_error(p, g)
+    overlap_curve, error_curve = metrics.success_curve(overlap), metrics.precision_curve(error)
+    assert (np.diff(overlap_curve) <= 0).all()
+    assert (np.diff(error_curve) >= 0).all()
+    assert 0 <= overlap_curve.min() <= overlap_curve.max() <= 1
+    assert 0 <= error_curve.min() <= error_curve.max() <= 1
+    assert overlap.tolist() == pytest.approx(swapped.tolist(), nan_ok=True)
