@@ -11,21 +11,37 @@ def crossings(
     intensities: np.ndarray, times: np.ndarray, thresholds: np.ndarray, floor: float, refractory: int
 ) -> list[tuple[int, int, int, bool]]:
     """Events (t, x, y, p) of a noiseless sensor with one threshold per pixel, sorted by t, y, x."""
-    count, height, width = intensities.shape
+    levels = np.log(intensities.astype(np.float32) + np.float32(floor)).astype(np.float64)
+    return crossings_of_levels(levels, [int(t) for t in times], thresholds, refractory)
+
+
+def lin_log(video: np.ndarray) -> np.ndarray:
+    """Response to 8-bit brightness: logarithm above 20, below it the straight line through 0 that meets it there."""
+    out = np.empty(video.shape[:3])
+    for index in np.ndindex(out.shape):
+        pixel = np.asarray(video[index], float)
+        light = float(pixel @ [0.299, 0.587, 0.114]) if pixel.ndim else float(pixel)
+        out[index] = math.log(light) if light > 20 else light * math.log(20) / 20
+    return out
+
+
+def crossings_of_levels(levels: np.ndarray, times: list[int], thresholds: np.ndarray, refractory: int) -> list[tuple[int, int, int, bool]]:
+    """As :func:`crossings`, of a sensor whose response is given."""
+    count, height, width = levels.shape
     out = []
     for y in range(height):
         for x in range(width):
             limit = float(thresholds[y, x])
-            logs = [float(np.log(np.float32(intensities[s, y, x]) + np.float32(floor))) for s in range(count)]
-            reference = logs[0]
+            reference = float(levels[0, y, x])
             last = -math.inf
             for s in range(1, count):
-                sign = 1 if logs[s] > reference else -1
+                before, after = float(levels[s - 1, y, x]), float(levels[s, y, x])
+                sign = 1 if after > reference else -1
                 base = reference
-                for n in range(1, int(abs(logs[s] - base) / limit) + 1):
+                for n in range(1, int(abs(after - base) / limit) + 1):
                     reference = base + n * (sign * limit)
-                    share = min(max((reference - logs[s - 1]) / (logs[s] - logs[s - 1]), 0.0), 1.0)
-                    t = int(times[s - 1]) + int(share * int(times[s] - times[s - 1]))
+                    share = min(max((reference - before) / (after - before), 0.0), 1.0)
+                    t = times[s - 1] + int(share * (times[s] - times[s - 1]))
                     if t - last >= refractory:
                         out.append((t, x, y, sign > 0))
                         last = t
@@ -53,6 +69,44 @@ def event_image(events: np.ndarray, height: int, width: int, background: np.ndar
         if not e["p"]:
             image[e["y"], e["x"]] = (30, 30, 200)
     return image
+
+
+def counts(events: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One more for each event in the plane of its polarity."""
+    out = np.zeros((2, height, width), np.int64)
+    for e in events:
+        out[int(e["p"]), e["y"], e["x"]] += 1
+    return out
+
+
+def three_windows(events: np.ndarray, height: int, width: int, start: int, stop: int) -> np.ndarray:
+    """Brighter events drawn first, then darker ones over them, each in the channel of its third."""
+    image = np.full((height, width, 3), 127, np.uint8)
+    for polarity, value in ((True, 0), (False, 255)):
+        for e in events:
+            if bool(e["p"]) == polarity:
+                third = next(k for k in range(3) if 3 * (int(e["t"]) - start) < (k + 1) * (stop - start))
+                image[e["y"], e["x"], third] = value
+    return image
+
+
+def time_surface(events: np.ndarray, height: int, width: int, tau: float, stop: int) -> np.ndarray:
+    """The youngest event of a pixel decides."""
+    out = np.zeros((2, height, width))
+    for e in events:
+        value = math.exp(-(stop - int(e["t"])) / tau)
+        out[int(e["p"]), e["y"], e["x"]] = max(out[int(e["p"]), e["y"], e["x"]], value)
+    return out
+
+
+def voxel_grid(events: np.ndarray, height: int, width: int, bins: int, start: int, stop: int) -> np.ndarray:
+    """Every bin takes from every event what its distance in time leaves."""
+    out = np.zeros((bins, height, width))
+    for e in events:
+        place = (bins - 1) * (int(e["t"]) - start) / (stop - start)
+        for b in range(bins):
+            out[b, e["y"], e["x"]] += (1 if e["p"] else -1) * max(0.0, 1 - abs(b - place))
+    return out
 
 
 def window_members(event_times: np.ndarray, frame_times: np.ndarray) -> list[list[int]]:
