@@ -65,7 +65,7 @@ def test_digest_follows_every_setting_but_name_and_workers(key):
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3],
         "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published",
-        "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
+        "tracker.drop_path": 0.1, "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
     }  # fmt: skip
     if key in alternatives:
         other = alternatives[key]

@@ -10,7 +10,7 @@ from srft.data.sequence import Sequence
 from srft.data.synthetic import render_sequence
 from srft.evaluation.metrics import iou, measure
 from srft.evaluation.online import OnlineTracker, hann_window, track_sequences
-from srft.model.backbone import PRESETS
+from srft.model.architecture import PRESETS
 from srft.model.head import decode
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import TrackerOutput

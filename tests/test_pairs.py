@@ -5,7 +5,7 @@ import torch
 from srft.data.pairs import PairSampler
 from srft.data.sequence import Sequence
 from srft.data.synthetic import render_sequence
-from srft.model.backbone import PRESETS
+from srft.model.architecture import PRESETS
 
 
 def make(**changes):

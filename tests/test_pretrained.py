@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from srft.model import pretrained
-from srft.model.backbone import PRESETS
+from srft.model.architecture import PRESETS
 from srft.model.pretrained import load_tracker, save_tracker, to_two_streams, two_stream_sources, weights_path
 from srft.model.tracker import MultiModalTracker
 

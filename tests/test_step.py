@@ -291,6 +291,16 @@ def test_a_bad_batch_stops_the_run_before_the_update_and_is_named(tmp_path, doma
     assert [entry["epoch"] for entry in checkpoint.history(tmp_path)] == [0]
 
 
+def test_settings_of_training_reach_the_network(tmp_path, domain):
+    def loss(name, **settings):
+        config = changed(paradigm="full", tracker=TrackerConfig(**settings), optim=dataclasses.replace(CONFIG.optim, epochs=1))
+        return fine_tune(config, domain, None, directory=tmp_path / name).metrics["train/loss"]
+
+    plain = loss("plain")
+    assert loss("checkpointing", grad_checkpointing=True) == plain
+    assert loss("dropping", drop_path=0.5) != plain
+
+
 def test_weights_that_are_not_finite_stop_the_run_at_its_first_step(tmp_path, domain):
     broken = load_tracker("tiny_rgb")
     with torch.no_grad():

@@ -54,7 +54,7 @@ def _check(condition: bool, key: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerConfig:
-    """The network: its size is a preset, see ``srft.model.tracker.PRESETS``."""
+    """The network: its size is a preset, see ``srft.model.architecture.PRESETS``."""
 
     preset: Preset = "tiny"
     """Size of backbone and inputs."""
@@ -62,9 +62,14 @@ class TrackerConfig:
     """Weights of the RGB tracker that tuning starts from: the name of a shipped file or a path to a safetensors file."""
     freeze_head: bool = True
     """Keep the box head as pre-trained, its normalization statistics included."""
+    drop_path: float = 0.0
+    """Share of samples that skip the last block's residual branches in training; rises linearly from 0 at the first block."""
+    grad_checkpointing: bool = False
+    """Recompute every block in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         _check(self.preset in get_args(Preset), "tracker.preset", self.preset, f"one of {get_args(Preset)}")
+        _check(0 <= self.drop_path < 1, "tracker.drop_path", self.drop_path, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srft.data.crops import box_in_crop, crop
 from srft.data.sequence import Sequence
-from srft.model.backbone import Architecture
+from srft.model.architecture import Architecture
 from srft.model.tracker import normalize
 
 

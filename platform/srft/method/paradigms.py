@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 PARADIGMS: Mapping[str, tuple[str, ...]] = {
-    "full": ("!**.pos_embed_*", "**"),
+    "full": ("!**.*pos_embed_*", "**"),
     "head": ("box_head.**",),
     "bias": ("**.bias",),
     "lora": ("**.lora_A", "**.lora_B"),

@@ -1,125 +1,84 @@
 """Vision-transformer backbones over [template ; search] tokens: one stream for RGB, two fused streams for RGB plus another modality.
 
-Shapes: B batch, N tokens (template N_z first, then search N_x), C channels of a token.
+Shapes: B batch, N tokens (template N_z first, then search N_x), C channels of a token, H heads, D channels of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from srft.model.architecture import Architecture
+from srft.model.block import Block
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Sizes of a tracker."""
-
-    dim: int
-    """Channels of a token [C]."""
-    depth: int
-    """Transformer blocks per stream."""
-    heads: int
-    patch: int
-    """Side of a patch in pixels."""
-    search_px: int
-    template_px: int
-    search_factor: float
-    """Side of the search region in target sizes (square root of the box area)."""
-    template_factor: float
-    fusion_after: tuple[int, ...]
-    """Blocks after which the two streams are fused."""
-    head_channels: int
-    """Channels of the head's first convolution; halved three times."""
-
-    @property
-    def search_cells(self) -> int:
-        """Side of the score map."""
-        return self.search_px // self.patch
-
-    @property
-    def template_cells(self) -> int:
-        """Side of the template's token grid."""
-        return self.template_px // self.patch
-
-
-PRESETS: dict[str, Architecture] = {
-    "tiny": Architecture(
-        dim=96,
-        depth=4,
-        heads=3,
-        patch=16,
-        search_px=128,
-        template_px=64,
-        search_factor=4.0,
-        template_factor=2.0,
-        fusion_after=(1, 3),
-        head_channels=64,
-    ),
-    "small": Architecture(
-        dim=384,
-        depth=12,
-        heads=6,
-        patch=16,
-        search_px=224,
-        template_px=112,
-        search_factor=4.0,
-        template_factor=2.0,
-        fusion_after=(2, 5, 8, 11),
-        head_channels=256,
-    ),
-    "base": Architecture(
-        dim=768,
-        depth=12,
-        heads=12,
-        patch=16,
-        search_px=256,
-        template_px=128,
-        search_factor=4.0,
-        template_factor=2.0,
-        fusion_after=(2, 5, 8, 11),
-        head_channels=256,
-    ),
-    "base_384": Architecture(
-        dim=768,
-        depth=12,
-        heads=12,
-        patch=16,
-        search_px=384,
-        template_px=192,
-        search_factor=5.0,
-        template_factor=2.0,
-        fusion_after=(2, 5, 8, 11),
-        head_channels=256,
-    ),
-}
-
-
-def _block(arch: Architecture) -> Block:
-    norm: Any = partial(nn.LayerNorm, eps=1e-6)
-    return Block(arch.dim, arch.heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm)
-
-
-def _embed(arch: Architecture) -> PatchEmbed:
-    return PatchEmbed(img_size=None, patch_size=arch.patch, in_chans=3, embed_dim=arch.dim)
-
-
-class Backbone(nn.Module):
-    """Single stream over RGB (OSTrack's layout: learned positions per part, no class token, joint attention)."""
+class _Streams(nn.Module):
+    """What backbones of one and of two streams share: positions, and the settings of training."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.patch_embed = _embed(arch)
+        self.arch = arch
+        self.grad_checkpointing = False
         self.pos_embed_z = nn.Parameter(torch.zeros(1, arch.template_cells**2, arch.dim))
         self.pos_embed_x = nn.Parameter(torch.zeros(1, arch.search_cells**2, arch.dim))
-        self.blocks = nn.ModuleList(_block(arch) for _ in range(arch.depth))
-        self.norm = nn.LayerNorm(arch.dim, eps=1e-6)
         for position in (self.pos_embed_z, self.pos_embed_x):
             nn.init.trunc_normal_(position, std=0.02)
+        if arch.frame_identity:
+            self.temporal_pos_embed_z = nn.Parameter(torch.zeros(1, 1, arch.dim))
+            self.temporal_pos_embed_x = nn.Parameter(torch.zeros(1, 1, arch.dim))
+
+    def _by_depth(self) -> list[tuple[int, Block]]:
+        raise NotImplementedError
+
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth: the share of samples that skip a residual branch, rising linearly from 0 to the last block's.
+
+        Args:
+            rate: of the last block, 0 to below 1; only training mode drops.
+
+        Raises:
+            ValueError: the rate is out of range.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop path rate is {rate}; expected 0 to below 1")
+        rates = torch.linspace(0, rate, self.arch.depth).tolist()
+        for i, block in self._by_depth():
+            block.set_drop_path(rates[i])
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        if not self.arch.frame_identity:
+            return self.pos_embed_z, self.pos_embed_x
+        return self.pos_embed_z + self.temporal_pos_embed_z, self.pos_embed_x + self.temporal_pos_embed_x
+
+    def _tokens(self, embed: PatchEmbed, template: Tensor, search: Tensor) -> Tensor:
+        z, x = self._positions()
+        return torch.cat([embed(template) + z, embed(search) + x], 1)
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
+
+
+class Backbone(_Streams):
+    """Single stream over RGB (OSTrack's layout: learned positions per part, no class token, joint attention).
+
+    With candidate elimination, search tokens that the template's centre attends to least leave the stream after the attention of some
+    blocks; their places in the output are zero (OSTrack, arXiv 2203.11991).
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch)
+        self.patch_embed = _embed(arch)
+        self.blocks = nn.ModuleList(Block(arch.dim, arch.heads) for _ in range(arch.depth))
+        self.norm = nn.LayerNorm(arch.dim, eps=1e-6)
+
+    def _by_depth(self) -> list[tuple[int, Any]]:
+        return list(enumerate(self.blocks))
 
     def forward(self, template: Tensor, search: Tensor) -> Tensor:
         """Encode a pair.
@@ -129,29 +88,43 @@ class Backbone(nn.Module):
             search: normalized RGB ``[B, 3, H, W]``.
 
         Returns:
-            Search tokens ``[B, N_x, C]``.
+            Search tokens ``[B, N_x, C]``, zero where eliminated.
         """
-        tokens = torch.cat([self.patch_embed(template) + self.pos_embed_z, self.patch_embed(search) + self.pos_embed_x], 1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)[:, self.pos_embed_z.shape[1] :]
+        arch, z = self.arch, self.pos_embed_z.shape[1]
+        tokens, places = self._tokens(self.patch_embed, template, search), None
+        for i, block in enumerate(self.blocks):
+            unread = z if i == arch.depth - 1 else 0  # nothing reads what the last block makes of the template
+            if i in arch.eliminate_in:
+                tokens, kept = self._run(block.eliminate, tokens, z, arch.template_centre, arch.kept_tokens(tokens.shape[1] - z))
+                places = kept if places is None else places.gather(1, kept)
+                tokens = tokens[:, unread:]
+            else:
+                tokens = self._run(block, tokens, unread)
+        tokens = self.norm(tokens)
+        if places is None:
+            return tokens
+        index = places[:, :, None].expand(-1, -1, tokens.shape[2])
+        return tokens.new_zeros(len(tokens), self.pos_embed_x.shape[1], tokens.shape[2]).scatter(1, index, tokens)
 
 
-class TwoStreamBackbone(nn.Module):
+class TwoStreamBackbone(_Streams):
     """Two streams (RGB, auxiliary) with fusion blocks over the concatenated tokens of both (SRTrack's layout, arXiv 2508.17488)."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.fusion_after = arch.fusion_after
+        super().__init__(arch)
+        if arch.eliminate_in:
+            raise ValueError(f"eliminate_in is {arch.eliminate_in}; two streams keep all candidates, expected ()")
         self.patch_embed_rgb = _embed(arch)
         self.patch_embed_aux = _embed(arch)
-        self.pos_embed_z = nn.Parameter(torch.zeros(1, arch.template_cells**2, arch.dim))
-        self.pos_embed_x = nn.Parameter(torch.zeros(1, arch.search_cells**2, arch.dim))
-        self.blocks_rgb = nn.ModuleList(_block(arch) for _ in range(arch.depth))
-        self.blocks_aux = nn.ModuleList(_block(arch) for _ in range(arch.depth))
-        self.fusion = nn.ModuleList(_block(arch) for _ in arch.fusion_after)
+        self.blocks_rgb = nn.ModuleList(Block(arch.dim, arch.heads) for _ in range(arch.depth))
+        self.blocks_aux = nn.ModuleList(Block(arch.dim, arch.heads) for _ in range(arch.depth))
+        self.fusion = nn.ModuleList(Block(arch.dim, arch.heads) for _ in arch.fusion_after)
         self.norm_rgb = nn.LayerNorm(arch.dim, eps=1e-6)
         self.norm_aux = nn.LayerNorm(arch.dim, eps=1e-6)
+
+    def _by_depth(self) -> list[tuple[int, Any]]:
+        streams = [*enumerate(self.blocks_rgb), *enumerate(self.blocks_aux)]
+        return [*streams, *zip(self.arch.fusion_after, self.fusion, strict=True)]
 
     def forward(self, template: Tensor, search: Tensor) -> Tensor:
         """Encode a pair.
@@ -168,17 +141,17 @@ class TwoStreamBackbone(nn.Module):
         aux = self._tokens(self.patch_embed_aux, template[:, 3:], search[:, 3:]) if template.shape[1] == 6 else None
         fusion = iter(self.fusion)
         for i, (block_rgb, block_aux) in enumerate(zip(self.blocks_rgb, self.blocks_aux, strict=True)):
-            rgb = block_rgb(rgb)
-            aux = block_aux(aux) if aux is not None else None
-            if i in self.fusion_after:
+            rgb = self._run(block_rgb, rgb)
+            aux = self._run(block_aux, aux) if aux is not None else None
+            if i in self.arch.fusion_after:
                 block = next(fusion)
                 if aux is None:
-                    rgb = block(rgb)
+                    rgb = self._run(block, rgb)
                 else:
-                    rgb, aux = block(torch.cat([rgb, aux], 1)).chunk(2, 1)
-        if aux is None:
-            return self.norm_rgb(rgb)[:, z:]
-        return ((self.norm_rgb(rgb) + self.norm_aux(aux)) / 2)[:, z:]
+                    rgb, aux = self._run(block, torch.cat([rgb, aux], 1)).chunk(2, 1)
+        rgb = self.norm_rgb(rgb[:, z:])
+        return rgb if aux is None else (rgb + self.norm_aux(aux[:, z:])) / 2
 
-    def _tokens(self, embed: PatchEmbed, template: Tensor, search: Tensor) -> Tensor:
-        return torch.cat([embed(template) + self.pos_embed_z, embed(search) + self.pos_embed_x], 1)
+
+def _embed(arch: Architecture) -> PatchEmbed:
+    return PatchEmbed(img_size=None, patch_size=arch.patch, in_chans=3, embed_dim=arch.dim)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from srft.files import aside
-from srft.model.backbone import PRESETS
+from srft.model.architecture import PRESETS
 from srft.model.tracker import MultiModalTracker
 
 

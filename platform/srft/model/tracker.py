@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from srft.model.backbone import PRESETS, Architecture, Backbone, TwoStreamBackbone
+from srft.model.architecture import PRESETS, Architecture, eliminating
+from srft.model.backbone import Backbone, TwoStreamBackbone
 from srft.model.head import CenterHead, decode
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -39,12 +41,14 @@ class MultiModalTracker(nn.Module):
         self.box_head = CenterHead(arch.dim, arch.head_channels)
 
     @classmethod
-    def from_preset(cls, preset: str, streams: int) -> MultiModalTracker:
+    def from_preset(cls, preset: str, streams: int, *, frame_identity: bool = False, eliminate: bool = False) -> MultiModalTracker:
         """An untrained tracker of a named size.
 
         Args:
             preset: a key of ``PRESETS``.
             streams: 1 or 2.
+            frame_identity: with DropTrack's embeddings of template and search frame.
+            eliminate: with OSTrack's candidate elimination, for one stream.
 
         Returns:
             The tracker, in training mode.
@@ -54,7 +58,18 @@ class MultiModalTracker(nn.Module):
         """
         if preset not in PRESETS:
             raise ValueError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
-        return cls(PRESETS[preset], streams)
+        arch = replace(PRESETS[preset], frame_identity=frame_identity)
+        return cls(eliminating(arch) if eliminate else arch, streams)
+
+    def set_training(self, *, drop_path: float = 0.0, grad_checkpointing: bool = False) -> None:
+        """Settings of training that change neither weights nor what the tracker computes in eval mode.
+
+        Args:
+            drop_path: stochastic depth of the last block, rising linearly from 0; an invalid one is a ValueError.
+            grad_checkpointing: recompute every block in the backward pass instead of keeping what is inside it.
+        """
+        self.backbone.set_drop_path(drop_path)
+        self.backbone.grad_checkpointing = grad_checkpointing
 
     def forward(self, template: Tensor, search: Tensor) -> TrackerOutput:
         """Locate the template's target in the search region.
@@ -64,21 +79,28 @@ class MultiModalTracker(nn.Module):
             search: normalized ``[B, C, H, W]``. Two streams given C = 3 leave the auxiliary stream out.
 
         Returns:
-            Maps and boxes.
-
-        Raises:
-            ValueError: template and search region differ in channels, or have as many as the tracker cannot take.
+            Maps and boxes. Inputs of other sizes, numbers or types than the tracker takes are a ValueError that says which.
         """
+        self._check_inputs(template, search)
+        tokens = self.backbone(template, search)
+        cells = self.arch.search_cells
+        score, size, offset = self.box_head(tokens.transpose(1, 2).unflatten(2, (cells, cells)))
+        return TrackerOutput(score, size, offset, decode(score, size, offset))
+
+    def _check_inputs(self, template: Tensor, search: Tensor) -> None:
+        for name, image, side in (("template", template, self.arch.template_px), ("search region", search, self.arch.search_px)):
+            if image.dim() != 4 or image.shape[2:] != (side, side):
+                raise ValueError(f"{name} has shape {tuple(image.shape)}; expected [B, C, {side}, {side}]")
+            if not image.is_floating_point():
+                raise ValueError(f"{name} is {image.dtype}; expected floating point, see srft.model.tracker.normalize")
         channels = template.shape[1], search.shape[1]
         if channels != (3, 3) and not (channels == (6, 6) and self.streams == 2):
             raise ValueError(
                 f"template and search region have {channels[0]} and {channels[1]} channels; a tracker of {self.streams} stream(s) takes "
                 f"3 (RGB) {'or 6 (RGB, then the auxiliary modality), the same for both' if self.streams == 2 else 'for both'}"
             )
-        tokens = self.backbone(template, search)
-        cells = self.arch.search_cells
-        score, size, offset = self.box_head(tokens.transpose(1, 2).unflatten(2, (cells, cells)))
-        return TrackerOutput(score, size, offset, decode(score, size, offset))
+        if template.shape[0] != search.shape[0]:
+            raise ValueError(f"{template.shape[0]} templates come with {search.shape[0]} search regions; expected as many")
 
 
 def normalize(crops: Tensor) -> Tensor:

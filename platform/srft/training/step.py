@@ -25,7 +25,7 @@ from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains
 from srft.method.prior import PriorSensitivity
 from srft.method.sparsity import LocalExchange, MergedStatistics, StatisticsExchange
-from srft.model.backbone import PRESETS
+from srft.model.architecture import preset_of
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
@@ -117,12 +117,12 @@ def fine_tune(
         raise ConfigError(f"{found}: the directory holds checkpoints of an earlier start; resume it or choose another directory")
     torch.manual_seed(config.seed)
     network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2).to(worker.device)
-    if network.arch != PRESETS[config.tracker.preset]:
-        preset = next(name for name, arch in PRESETS.items() if arch == network.arch)
+    if (preset := preset_of(network.arch)) != config.tracker.preset:
         raise ConfigError(
             f"tracker.preset is {config.tracker.preset!r}, but the weights {config.tracker.pretrained} are of preset {preset!r}; "
             "set the preset of the weights, or weights of the preset"
         )
+    network.set_training(drop_path=config.tracker.drop_path, grad_checkpointing=config.tracker.grad_checkpointing)
     new = add_parts(network, config.paradigm, seed=config.seed)
     trainable = set(select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head))
     carried: PriorSensitivity | None = None
