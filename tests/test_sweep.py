@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
-from rgbe_sweep import Sweep, make_study, test_metrics
-from srft.config import from_flat
+from srft.config import from_flat, to_flat
 from srft.search.study import TrialResult, claim
+from sweep import Sweep, make_study, test_metrics, test_sets
 from tests.conftest import RayCluster
 
 ROOT = Path(__file__).resolve().parent.parent
-metrics_of = test_metrics
-del test_metrics  # the script's function is not a test
+metrics_of, sets_of = test_metrics, test_sets
+del test_metrics, test_sets  # the script's functions are not tests
 
 
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +41,43 @@ def test_the_default_study_has_baselines_and_six_trials() -> None:
     quick = make_study(Sweep(quick=True))
     assert len(quick.trials()) == 3
     assert quick.base.optim.total_steps < study.base.optim.total_steps / 4
+
+
+def test_every_modality_has_the_same_study() -> None:
+    studies = {modality: make_study(Sweep(), modality) for modality in ("rgbe", "rgbd", "rgbt")}
+    settings = {modality: to_flat(study.base) for modality, study in studies.items()}
+    for modality, study in studies.items():
+        assert study.name == f"{modality}-sweep"
+        changed = {key for key, value in settings[modality].items() if value != settings["rgbe"][key]}
+        assert changed == (set() if modality == "rgbe" else {"name", "data.modality"})
+        assert [t.point for t in study.trials()] == [t.point for t in studies["rgbe"].trials()]
+    assert len({study.digest() for study in studies.values()}) == 3
+
+
+def test_only_events_are_tested_on_a_real_recording(tmp_path: Path) -> None:
+    names = {}
+    for modality in ("rgbe", "rgbd"):
+        base = make_study(Sweep(quick=True), modality).base
+        data = dataclasses.replace(base.data, test_sequences=1, source_sequences=1, length=8)
+        sets = sets_of(dataclasses.replace(base, data=data), tmp_path)
+        names[modality] = [s.name for s in sets]
+        assert sets[0].sequences[0].frames[0].shape == (120, 160, 6)
+        assert sets[-1].rgb_only
+    assert names["rgbe"] == ["synthetic test", "DAVIS cars", "source RGB only"]
+    assert names["rgbd"] == ["synthetic test", "source RGB only"]
+
+
+@pytest.mark.parametrize("script", ["rgbd_sweep.py", "rgbt_sweep.py"])
+def test_the_other_modalities_have_the_same_command(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, f"experiments/{script}", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "platform"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(option in done.stdout for option in ("--quick", "--num-samples", "--resume", "--tracking-uri"))
 
 
 def test_the_seed_changes_the_draws_and_the_runs() -> None:

@@ -1,0 +1,286 @@
+"""One sweep on the procedural world, for any auxiliary modality: what rgbe_sweep.py, rgbd_sweep.py and rgbt_sweep.py have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from leaderboard import Board, leaderboard, row, say, trial_row
+from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
+from srft.files import write_json, write_text
+from srft.search.space import srft_space
+from srft.search.study import Study, TrialResult, best, claim
+from srft.training.distributed import check_resources
+
+if TYPE_CHECKING:
+    from srft.data.synthetic import Split
+    from srft.evaluation.runner import Evaluation, TestSet
+    from srft.run_logging import StudyLog
+
+FFT_RATES = (3e-4, 1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One sweep."""
+
+    num_samples: int = 6
+    """SRFT trials drawn from the search space; the full fine-tuning baselines come on top."""
+    workers: int = 1
+    """Training processes per trial; 1 trains inside the trial's own process, more are a Ray Train run."""
+    epochs: int = 4
+    """Validations per trial; an epoch is 30 optimizer steps."""
+    seed: int = 0
+    """Of the draws, the batch order and the augmentation."""
+    out: Path | None = None
+    """Output directory; outputs/<script> when left out (inside a Ray job: ~/srft/<script>, since a job's folder is deleted)."""
+    resume: bool = False
+    """Go on with the study in --out."""
+    quick: bool = False
+    """2 trials and 1 baseline of 2 short epochs on fewer sequences."""
+    config: Path | None = None
+    """JSON file of dotted keys ({"optim.batch_size": 32}) that replace the sweep's base settings."""
+    tracking_uri: str | None = None
+    """Any MLflow tracking URI; the default is MLFLOW_TRACKING_URI, else a database in --out."""
+
+
+def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
+    """The study of a sweep.
+
+    Args:
+        sweep: the settings.
+        modality: of the target domain.
+
+    Returns:
+        Baselines as fixed points, then SRFT trials.
+    """
+    quick = sweep.quick
+    base = TrainConfig(
+        name=modality,
+        seed=sweep.seed,
+        data=DataConfig(
+            modality=modality,
+            train_sequences=6 if quick else 24,
+            val_sequences=4 if quick else 10,
+            test_sequences=6 if quick else 24,
+            source_sequences=4 if quick else 10,
+            length=16 if quick else 32,
+        ),
+        srft=SRFTConfig(fisher_samples=32 if quick else 256, refresh=5),
+        optim=OptimConfig(epochs=min(sweep.epochs, 2) if quick else sweep.epochs, steps_per_epoch=10 if quick else 30, batch_size=16),
+    )
+    if sweep.config is not None:
+        base = load(sweep.config, base)
+    base = dataclasses.replace(base, workers=sweep.workers)
+    return Study(
+        name=f"{modality}-sweep",
+        base=base,
+        space=srft_space(),
+        num_samples=min(sweep.num_samples, 2) if quick else sweep.num_samples,
+        fixed=tuple({"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)),
+        seed=sweep.seed,
+    )
+
+
+def main(sweep: Sweep, modality: Modality) -> None:
+    """Prepare, search, test, report.
+
+    Args:
+        sweep: the settings.
+        modality: of the target domain.
+    """
+    study = make_study(sweep, modality)
+    script = f"{modality}_sweep"
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    out = (sweep.out or (Path.home() / "srft" / script if in_job else Path("outputs") / script)).resolve()
+    if not os.environ.get("RAY_ADDRESS"):  # A cluster is asked once it is connected to.
+        check_resources(study.base, 1)
+    claim(study, out, resume=sweep.resume)
+    trials = study.trials()
+    say(f"study {study.name} ({study.digest()}): {len(trials)} trials of {study.base.optim.epochs} epochs in {out}")
+
+    from srft.run_logging import open_study
+
+    params = {**to_flat(study.base), "num_samples": study.num_samples}
+    with open_study(
+        out, study.name, {t.index: t.config for t in trials}, digest=study.digest(), uri=sweep.tracking_uri, params=params
+    ) as study_log:
+        prepare(study.base, out / "cache")
+
+        from srft.search.tuning import run_study
+        from srft.training.step import run
+
+        with Board(len(trials)) as board:
+            found = run_study(
+                study, functools.partial(run, cache=out / "cache"), directory=out, trial_log=study_log, on_progress=board.show
+            )
+        report(study, found, out, study_log, sweep.tracking_uri)
+
+
+def prepare(base: TrainConfig, cache: Path) -> None:
+    """Render the sequences and estimate the prior, unless the cache has them.
+
+    Args:
+        base: the study's base configuration.
+        cache: folder of both.
+    """
+    from tqdm import tqdm
+
+    from srft.data.synthetic import sequences
+
+    data = base.data
+    wanted: dict[Split, int] = {
+        "target-train": data.train_sequences,
+        "target-val": data.val_sequences,
+        "target-test": data.test_sequences,
+        "source-test": data.source_sequences,
+    }
+    say(f"rendering {sum(wanted.values())} synthetic sequences")
+    with tqdm(total=sum(wanted.values()), desc="render", disable=None, leave=False) as bar:
+        for split, count in wanted.items():
+            sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache, on_sequence=bar.update)
+    say(f"estimating the prior sensitivity from {base.srft.fisher_samples} source pairs")
+    from srft.training.prior import source_prior
+
+    source_prior(base, cache)
+
+
+def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLog, uri: str | None) -> None:
+    """Test the winner beside the baseline and the untuned tracker; print, write and log what came out.
+
+    Args:
+        study: the study.
+        found: its trials' results.
+        out: output directory.
+        study_log: its MLflow runs.
+        uri: the tracking URI that was asked for.
+
+    Raises:
+        ConfigError: a chosen trial has lost its checkpoints.
+    """
+    from tqdm import tqdm
+
+    from srft.evaluation.plots import picture_strip, success_plot
+    from srft.evaluation.runner import evaluate
+    from srft.model.pretrained import load_tracker
+    from srft.run_logging import ui_command
+    from srft.training import checkpoint
+    from srft.training.step import tuned_tracker
+
+    chosen = {"FFT": best([r for r in found if r.trial.config.paradigm == "full"]), "SRFT": best([r for r in found if not r.trial.fixed])}
+    networks = {
+        "RGB tracker": load_tracker(study.base.tracker.pretrained),
+        "two streams, untuned": load_tracker(study.base.tracker.pretrained, streams=2),
+    }
+    for name, result in chosen.items():
+        folder = checkpoint.best(result.directory)
+        if folder is None:
+            raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
+        networks[name] = tuned_tracker(folder)
+
+    sets = test_sets(study.base, out / "cache")
+    say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")
+    evaluations: dict[str, Evaluation] = {}
+    with tqdm(total=len(networks) * sum(s.frames for s in sets), desc="test", unit="frame", disable=None, leave=False) as bar:
+        for name, network in networks.items():
+            evaluations[name] = evaluate(network, sets, on_frames=bar.update)
+
+    rows = [row(name, evaluations[name], chosen.get(name)) for name in networks]
+    board = {"study": study.name, "digest": study.digest(), "trackers": rows, "trials": [trial_row(result) for result in found]}
+    write_json(out / "leaderboard.json", board)
+    write_json(out / "best.json", to_flat(chosen["SRFT"].trial.config))
+    text = leaderboard(rows, found)
+    write_text(out / "leaderboard.md", text)
+
+    pictures = out / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for test in sets:
+        slug = test.name.replace(" ", "_")
+        success_plot({name: e.measures[test.name] for name, e in evaluations.items()}, pictures / f"success_{slug}.png", title=test.name)
+        shown = {name: evaluations[name] for name in ("two streams, untuned", "FFT", "SRFT")}
+        picked = int(evaluations["SRFT"].measures[test.name].per_sequence.argsort()[len(test.sequences) // 2])
+        tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
+        picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")
+    for name, result in chosen.items():
+        index = result.trial.index
+        study_log.log_metrics(test_metrics(rows, name), index=index)
+        study_log.set_tags({"srft.chosen": name}, index=index)
+        folder = checkpoint.best(result.directory)
+        if folder is not None:
+            study_log.log_artifact(folder, index=index, folder="checkpoint")
+        study_log.log_artifact(pictures, index=index, folder="pictures")
+    study_log.log_artifact(pictures, folder="pictures")
+    study_log.log_artifact(out / "leaderboard.md")
+    study_log.log_artifact(out / "leaderboard.json")
+    study_log.log_metrics(test_metrics(rows, "SRFT"))
+    winner = chosen["SRFT"]
+    version = study_log.register(winner.trial.index, f"srft-{study.base.data.modality}", folder="checkpoint", score=winner.score)
+
+    print(f"\n{text}")
+    print(f"pictures     {pictures}")
+    if version is not None:
+        print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
+    print(f"retrain      uv run srft train --config {out / 'best.json'} --set optim.epochs=12 --out {out.parent / 'winner'}")
+    print(f"runs         {ui_command(out, uri)}", flush=True)
+
+
+def test_metrics(rows: list[dict[str, Any]], tracker: str) -> dict[str, float]:
+    """A leaderboard row as MLflow metrics.
+
+    Args:
+        rows: of the leaderboard.
+        tracker: whose row.
+
+    Returns:
+        ``test/<set>/<measure>`` to value.
+    """
+    (line,) = (r for r in rows if r["tracker"] == tracker)
+    return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in line["tests"].items() for key, value in figures.items()}
+
+
+def test_sets(base: TrainConfig, cache: Path) -> list[TestSet]:
+    """What trackers are tested on, once.
+
+    Args:
+        base: the study's base configuration.
+        cache: folder of rendered sequences.
+
+    Returns:
+        Synthetic test sequences; for events the real recording too; source RGB sequences without an auxiliary modality.
+    """
+    from srft.data import davis_cars
+    from srft.data.synthetic import sequences
+    from srft.evaluation.runner import TestSet
+
+    data = base.data
+    render = lambda split, count: tuple(
+        sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache)
+    )
+    sets = [TestSet(name="synthetic test", sequences=render("target-test", data.test_sequences))]
+    if data.modality == "rgbe":
+        sets.append(TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load())))
+    return [*sets, TestSet(name="source RGB only", sequences=render("source-test", data.source_sequences), rgb_only=True)]
+
+
+def command(modality: Modality, description: str | None) -> None:
+    """Run a sweep from the command line; what a user can put right is one sentence and exit status 1.
+
+    Args:
+        modality: of the target domain.
+        description: of the script, for its help.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        main(tyro.cli(Sweep, description=description), modality)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command with --resume goes on")
