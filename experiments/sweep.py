@@ -18,7 +18,7 @@ from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConf
 from srft.files import write_json, write_text
 from srft.search.space import srft_space
 from srft.search.study import Study, TrialResult, best, claim
-from srft.training.distributed import check_resources
+from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
     from srft.data.synthetic import Split

@@ -14,6 +14,7 @@ import torch
 
 from srft.config import ConfigError, TrainConfig, from_flat
 from srft.training import checkpoint
+from srft.training.checkpoint import Progress
 
 CONFIG = TrainConfig(name="toy")
 
@@ -22,9 +23,10 @@ def save(directory: Path, epoch: int, score: float = 0.5, config: TrainConfig = 
     generator = torch.Generator().manual_seed(epoch)
     weights = {"layer.weight": torch.randn(8, 4, generator=generator), "steps": torch.tensor(epoch)}
     state = {"optimizer": {"exp_avg": torch.randn(3, generator=generator), "step": epoch}, "rng": {"state": 2**100 + epoch}, "names": ["a"]}
-    return checkpoint.save(
-        directory, config=config, epoch=epoch, step=10 * (epoch + 1), weights=weights, state=state, metrics={"val/success_auc": score}
-    )
+    progress = Progress(epoch=epoch, step=10 * (epoch + 1), metrics={"val/success_auc": score})
+    (checkpoint.begin(directory, progress) / "state").mkdir()
+    (checkpoint.aside_of(directory, progress) / "state" / "__0_0.distcp").write_bytes(bytes(range(epoch, epoch + 100)))
+    return checkpoint.commit(directory, progress, config=config, weights=weights, state=state)
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -42,10 +44,32 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert saved.meta.environment["torch"] == torch.__version__.split("+")[0]
 
 
-def test_best_and_newest_are_kept(tmp_path: Path) -> None:
+def inside(directory: Path, epoch: int, step: int) -> Path:
+    progress = Progress(epoch=epoch, step=step, metrics=None)
+    checkpoint.begin(directory, progress)
+    return checkpoint.commit(directory, progress, config=CONFIG, weights={}, state={})
+
+
+def test_checkpoints_inside_an_epoch_are_older_than_its_end(tmp_path: Path) -> None:
+    save(tmp_path, 0, 0.9)
+    assert inside(tmp_path, 1, 13).name == "epoch_0001_step_000013"
+    inside(tmp_path, 1, 17)
+    assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0001_step_000017"
+    assert checkpoint.best(tmp_path) == tmp_path / "epoch_0000"
+    assert [entry["epoch"] for entry in checkpoint.history(tmp_path)] == [0]
+    meta = checkpoint.read_meta(tmp_path / "epoch_0001_step_000017")
+    assert (meta.epoch, meta.step, meta.metrics) == (1, 17, None)
+    save(tmp_path, 1, 0.1)
+    assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0001"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000", "epoch_0001", "epoch_0001_step_000017"]
+    save(tmp_path, 2, 0.2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000", "epoch_0001", "epoch_0002"]
+
+
+def test_best_and_the_newest_two_are_kept(tmp_path: Path) -> None:
     for epoch, score in enumerate([0.3, 0.6, float("nan"), 0.5, 0.6]):
         save(tmp_path, epoch, score)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0001", "epoch_0004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0001", "epoch_0003", "epoch_0004"]
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0004"
     assert checkpoint.best(tmp_path) == tmp_path / "epoch_0001"  # the earlier of equals
     assert [entry["epoch"] for entry in checkpoint.history(tmp_path)] == [0, 1, 2, 3, 4]
@@ -53,7 +77,7 @@ def test_best_and_newest_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "state/__0_0.distcp", "meta.json"])
 def test_damaged_newest_is_reported_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str) -> None:
     save(tmp_path, 0, 0.9)
     file = save(tmp_path, 1, 0.1) / name
@@ -66,7 +90,7 @@ def test_damaged_newest_is_reported_and_passed_over(tmp_path: Path, caplog: pyte
     elif damage == "remove":
         file.unlink()
     else:
-        (file.parent / "manifest.json").write_text("{")
+        (tmp_path / "epoch_0001" / "manifest.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
     assert "epoch_0001" in caplog.text
@@ -96,7 +120,7 @@ def test_claim_refuses_another_configuration_and_reuse(tmp_path: Path) -> None:
 
 def test_claim_removes_what_a_dead_process_left(tmp_path: Path) -> None:
     save(tmp_path, 0)
-    orphan = tmp_path / ".epoch_0001.123.tmp"
+    orphan = tmp_path / ".epoch_0001.tmp"
     orphan.mkdir()
     (orphan / "weights.safetensors").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
@@ -115,12 +139,16 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignore)
+    checkpoint.claim(tmp_path, CONFIG, resume=True)
+    (tmp_path / "run.json").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000"]
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
 
 
 def test_state_with_code_is_not_loaded(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, config=CONFIG, epoch=0, step=1, weights={}, state={"path": tmp_path}, metrics={})
+    progress = Progress(epoch=0, step=1, metrics={})
+    checkpoint.begin(tmp_path, progress)
+    path = checkpoint.commit(tmp_path, progress, config=CONFIG, weights={}, state={"path": tmp_path})
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         checkpoint.load(path)
 

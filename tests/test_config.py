@@ -56,16 +56,20 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     assert load(bad).optim.lr == 1e-3
 
 
-@given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - {"name", "workers"})))
-def test_digest_follows_every_setting_but_name_and_workers(key):
+LAYOUT = {"name": "x", "workers": 2, "min_workers": 1, "strategy": "fsdp2", "checkpoint_steps": 7}
+
+
+@given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - LAYOUT.keys())))
+def test_digest_follows_every_setting_but_name_and_layout(key):
     base = TrainConfig()
     value = to_flat(base)[key]
     alternatives = {
         "paradigm": "full", "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3],
-        "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published",
-        "tracker.drop_path": 0.1, "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
+        "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published", "optim.precision": "bf16",
+        "optim.decay": "step", "optim.ema": 0.9, "tracker.drop_path": 0.1,
+        "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,
     }  # fmt: skip
     if key in alternatives:
         other = alternatives[key]
@@ -75,7 +79,7 @@ def test_digest_follows_every_setting_but_name_and_workers(key):
         other = value + 1
     base = from_flat({"paradigm": "full"}) if key == "baseline.kind" else base  # Not beside SRFT.
     assert from_flat({key: other}, base).digest() != base.digest()
-    assert from_flat({"name": "x", "workers": 2}, base).digest() == base.digest()
+    assert from_flat(LAYOUT).digest() == TrainConfig().digest()
 
 
 def test_configurations_cannot_be_changed_in_place():

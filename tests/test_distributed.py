@@ -11,7 +11,7 @@ from srft.config import ConfigError, from_flat
 from srft.search.space import Space
 from srft.search.study import Study, claim
 from srft.search.tuning import Progress, run_study
-from srft.training import checkpoint, distributed
+from srft.training import checkpoint, cluster, distributed
 from tests.toy_training import toy_entry
 
 CONFIG = from_flat(
@@ -40,12 +40,12 @@ def test_one_worker_trains_here_and_resumes(tmp_path: Path) -> None:
 
 
 def test_resources_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_cpus", lambda: 4.0)
+    monkeypatch.setattr(cluster, "_cpus", lambda: 4.0)
     two = from_flat({"workers": 2}, CONFIG)
-    distributed.check_resources(two, 2)
-    assert distributed.capacity(2) == 2
+    cluster.check_resources(two, 2)
+    assert cluster.capacity(2) == 2
     with pytest.raises(ConfigError, match=r"4 CPUs.*need 6.*at most 2 at once"):
-        distributed.check_resources(two, 3)
+        cluster.check_resources(two, 3)
     with pytest.raises(ConfigError, match=r"4 CPUs.*need 8.*at most 4 workers"):
         distributed.train(from_flat({"workers": 8}, CONFIG), toy_entry, directory=tmp_path / "a")
     assert not (tmp_path / "a").exists()

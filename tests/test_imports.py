@@ -28,7 +28,13 @@ ALLOWED = {
 """Parts of the package that each part may import besides itself."""
 
 ONLY = {
-    "ray": {"srft.training.distributed", "srft.training.sparsity_actor", "srft.evaluation.runner", "srft.search.*"},
+    "ray": {
+        "srft.training.cluster",
+        "srft.training.distributed",
+        "srft.training.sparsity_actor",
+        "srft.evaluation.runner",
+        "srft.search.*",
+    },
     "mlflow": {"srft.run_logging"},
     "matplotlib": {"srft.evaluation.plots"},
     "vot": set(),

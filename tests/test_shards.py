@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 
 from srft.method.exchange import AllReduceExchange
 from srft.method.histogram import Histogram
@@ -17,7 +16,7 @@ from srft.method.optimizer import SRFTAdamW
 from srft.method.shards import Shard, shard_of, sum_over_shards
 from srft.method.sketch import histogram_of
 from srft.method.sparsity import MergedStatistics, Sketch, merge
-from tests.conftest import free_ports
+from tests.processes import in_processes
 from tests.small_net import ADAM, gradients, make_kronecker, make_prior, settings
 
 
@@ -38,24 +37,6 @@ class Net(nn.Module):
 def net():
     torch.manual_seed(0)
     return Net()
-
-
-def in_processes(count, function, *arguments):
-    """Run ``function(rank, port, *arguments)`` in processes of one gloo group; a failure there is one here."""
-    multiprocessing.spawn(_member, args=(count, free_ports(1)[0], function, arguments), nprocs=count)
-
-
-def _member(rank, count, port, function, arguments):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-    try:
-        function(rank, *arguments)
-        torch.distributed.barrier()  # Nobody leaves while another still talks to it.
-    except Exception:
-        traceback.print_exc()
-        raise
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 CASES = {

@@ -1,7 +1,6 @@
 import dataclasses
 import math
 import threading
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,11 @@ from srft.method.paradigms import select_trainable
 from srft.method.sparsity import LocalExchange, merge
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker, save_tracker
-from srft.training import checkpoint, step
+from srft.training import checkpoint, epoch
 from srft.training import prior as prior_module
 from srft.training.prior import carry, source_prior, wants_prior
-from srft.training.step import Worker, fine_tune, learning_rate, run
+from srft.training.step import Worker, fine_tune, run
+from srft.training.update import learning_rate
 
 # A refresh of 2 in epochs of 3 steps: statistics of step 2 are still on their way when the first epoch is saved.
 CONFIG = TrainConfig(
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
 FIXED_NAMES = {
     *("train/loss", "train/focal", "train/giou", "train/l1", "train/iou", "train/grad_norm"),
     *("val/success_auc", "val/precision_20", "source/success_auc"),
-    *("lr", "throughput/samples_per_s", "srft/prior_weight"),
+    *("lr", "throughput/samples_per_s", "throughput/data_share", "memory/peak_mb", "srft/prior_weight"),
 }
 
 
@@ -83,7 +83,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def timeless(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("throughput/")}
+    return {name: value for name, value in metrics.items() if not name.startswith(("throughput/", "memory/"))}
 
 
 def test_a_run_reports_fixed_names_and_keeps_its_checkpoints(whole):
@@ -236,7 +236,7 @@ class Threads:
 
 def test_two_workers_train_as_one_and_never_differ(whole, tmp_path, domain, prior, monkeypatch):
     threads, reports, final, failures = Threads(2), {0: [], 1: []}, {}, []
-    taken, track, tracked = SRFTAdamW.step, step.track_sequences, []
+    taken, track, tracked = SRFTAdamW.step, epoch.track_sequences, []
 
     def remembered(self, closure=None):
         result = taken(self, closure)
@@ -248,7 +248,7 @@ def test_two_workers_train_as_one_and_never_differ(whole, tmp_path, domain, prio
         return track(network, mine, **options)
 
     monkeypatch.setattr(SRFTAdamW, "step", remembered)
-    monkeypatch.setattr(step, "track_sequences", noted)
+    monkeypatch.setattr(epoch, "track_sequences", noted)
 
     def work(rank: int) -> None:
         try:
@@ -310,51 +310,6 @@ def test_weights_that_are_not_finite_stop_the_run_at_its_first_step(tmp_path, do
     with pytest.raises(FloatingPointError, match="epoch 0, step 0"):
         fine_tune(config, domain, None, directory=tmp_path / "run")
     assert checkpoint.latest(tmp_path / "run") is None
-
-
-@pytest.mark.parametrize(("loss", "clip"), [("log", 1.0), ("sqrt", 1.0), ("sqrt", 0.0)])
-def test_nothing_moves_when_loss_or_gradient_is_not_finite(monkeypatch, loss, clip):
-    """The root has a finite value and an infinite slope at 0."""
-    model = nn.Linear(2, 1)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    optimizer = SRFTAdamW(model.named_parameters(), total_steps=1)
-    monkeypatch.setattr(step, "tracking_loss", lambda output, boxes: {"loss": getattr(output, loss)().sum()})
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(model, "forward", lambda template, search: nn.functional.linear(template, model.weight, model.bias))
-    batch = step.Batch(torch.ones(1, 2), torch.zeros(0), torch.zeros(0))
-    named = "" if loss == "log" else "; the gradient of weight and 1 more is not finite"
-    with pytest.raises(FloatingPointError, match=f"epoch 7, step 9: loss.*{named}"):
-        step._step(model, optimizer, batch, 0.1, clip, "epoch 7, step 9")
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    assert optimizer.steps_taken == 0
-
-
-@pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (100.0, 5.0), (0.0, 5.0)])
-def test_gradients_are_clipped_by_their_global_norm(monkeypatch, clip, norm):
-    model = nn.Linear(2, 1, bias=False)
-    optimizer = SRFTAdamW(model.named_parameters(), total_steps=1)
-    monkeypatch.setattr(step, "tracking_loss", lambda output, boxes: {"loss": output.sum()})
-    monkeypatch.setattr(model, "forward", lambda template, search: template @ model.weight.T)
-    values = step._step(model, optimizer, step.Batch(torch.tensor([[3.0, 4.0]]), torch.zeros(0), torch.zeros(0)), 0.1, clip, "")
-    assert values["grad_norm"] == pytest.approx(5.0)
-    assert model.weight.grad.norm().item() == pytest.approx(norm, rel=1e-5)
-    assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    optim = OptimConfig(lr=0.1, epochs=5, steps_per_epoch=20, warmup=0.1)
-    rates = [learning_rate(optim, at) for at in range(100)]
-    assert rates[0] == pytest.approx(0.01)
-    assert rates[4] == pytest.approx(0.05)
-    assert rates[9] == rates[10] == max(rates) == pytest.approx(0.1)
-    assert rates[55] == pytest.approx(0.05)
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert 0 < rates[99] < 1e-4
-    assert learning_rate(optim, 100) == pytest.approx(0, abs=1e-18)
-    assert learning_rate(dataclasses.replace(optim, warmup=0.0), 0) == pytest.approx(0.1)
-    short = OptimConfig(lr=0.1, epochs=1, steps_per_epoch=1, warmup=0.99)
-    assert learning_rate(short, 0) == pytest.approx(0.1)
 
 
 def test_a_run_that_cannot_be_right_is_refused(whole, tmp_path, domain, prior):

@@ -81,9 +81,9 @@ def toy_entry(
             },
         )
         if worker.rank == 0:
-            checkpoint.save(
-                directory, config=config, epoch=epoch, step=report.step, weights=module.state_dict(), state={}, metrics=report.metrics
-            )
+            progress = checkpoint.Progress(epoch=epoch, step=report.step, metrics=report.metrics)
+            checkpoint.begin(directory, progress)
+            checkpoint.commit(directory, progress, config=config, weights=module.state_dict(), state={})
         worker.gather(None)
         on_epoch(report)
     assert report is not None

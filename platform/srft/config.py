@@ -27,6 +27,9 @@ Paradigm = Literal[
     "full", "head", "bias", "lora", "adapter", "prompt", "srft", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"
 ]
 Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
+Precision = Literal["fp32", "bf16", "fp16"]
+RateDecay = Literal["cosine", "constant", "step"]
+Strategy = Literal["ddp", "fsdp2"]
 Preset = Literal["tiny", "small", "base", "base_384"]
 
 __all__ = [
@@ -183,7 +186,7 @@ class OptimConfig:
     """Optimizer, batch and length of the run."""
 
     lr: float = 3e-4
-    """Peak learning rate; falls to zero along a half cosine."""
+    """Peak learning rate."""
     rates: Rates = "uniform"
     """Learning rates of parameter groups relative to ``lr``: all alike, or those of the published recipes (two streams)."""
     weight_decay: float = 1e-4
@@ -192,6 +195,18 @@ class OptimConfig:
     """Largest global gradient norm; larger gradients are scaled down. 0 disables it."""
     batch_size: int = 16
     """Pairs per step, over all workers together."""
+    lr_batch: int = 0
+    """Batch size that ``lr`` is meant for: the rate is scaled by ``batch_size / lr_batch``; 0 takes it as it is."""
+    accumulate: int = 1
+    """Parts that each worker's share of a batch goes through the network in; saves memory, changes nothing else."""
+    precision: Precision = "fp32"
+    """Arithmetic of forward and backward; weights, losses and steps stay float32. fp16 scales the loss and skips steps that overflow."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights, which is then validated and exported, such as 0.999; 0 keeps none."""
+    decay: RateDecay = "cosine"
+    """Learning rate after warm-up: half a cosine to zero, constant, or a tenth from ``drop_epoch`` on (as published)."""
+    drop_epoch: int = 1
+    """Epoch, from 0, at which ``decay=step`` lowers the rate to a tenth."""
     epochs: int = 4
     """Validations and checkpoints per run."""
     steps_per_epoch: int = 40
@@ -204,8 +219,12 @@ class OptimConfig:
         _check(self.rates in get_args(Rates), "optim.rates", self.rates, f"one of {get_args(Rates)}")
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "at least 0")
-        for name in ("batch_size", "epochs", "steps_per_epoch"):
+        for name in ("batch_size", "epochs", "steps_per_epoch", "accumulate", "drop_epoch"):
             _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "at least 1")
+        _check(self.lr_batch >= 0, "optim.lr_batch", self.lr_batch, "at least 0")
+        _check(self.precision in get_args(Precision), "optim.precision", self.precision, f"one of {get_args(Precision)}")
+        _check(0 <= self.ema < 1, "optim.ema", self.ema, "at least 0 and below 1")
+        _check(self.decay in get_args(RateDecay), "optim.decay", self.decay, f"one of {get_args(RateDecay)}")
         _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to 1")
 
     @property
@@ -226,6 +245,12 @@ class TrainConfig:
     """Batch order, augmentation and initialization of new parameters."""
     workers: int = 1
     """Training processes; one trains in the calling process, more are a Ray Train run."""
+    min_workers: int = 0
+    """Fewest processes an elastic run goes on with when nodes are lost, until they come back; 0 waits for all ``workers``."""
+    strategy: Strategy = "ddp"
+    """How several workers hold the network: each all of it, or each a shard of its parameters and of the optimizer's state (FSDP2)."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints inside an epoch, of which the newest is kept; 0 writes them at the ends of epochs only."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     srft: SRFTConfig = field(default_factory=SRFTConfig)
@@ -241,20 +266,25 @@ class TrainConfig:
         _check(plain, "baseline.kind", self.baseline.kind, f"none with paradigm {self.paradigm}: it is what SRFT is compared with")
         two_streams = self.data.modality != "rgb"
         _check(self.optim.rates == "uniform" or two_streams, "optim.rates", self.optim.rates, "uniform for a single stream (modality rgb)")
-        _check(
-            self.optim.batch_size % self.workers == 0,
-            "optim.batch_size",
-            self.optim.batch_size,
-            f"a multiple of the {self.workers} workers",
-        )
+        _check(0 <= self.min_workers <= self.workers, "min_workers", self.min_workers, f"0 to workers ({self.workers})")
+        _check(self.strategy in get_args(Strategy), "strategy", self.strategy, f"one of {get_args(Strategy)}")
+        alone = self.strategy == "ddp" or self.baseline.kind == "none"
+        _check(alone, "strategy", self.strategy, f"ddp with baseline.kind {self.baseline.kind}, which holds copies of whole weights")
+        _check(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "at least 0")
+        for workers in range(self.min_workers or self.workers, self.workers + 1):
+            parts = workers * self.optim.accumulate
+            expected = f"a multiple of {parts}: {workers} workers with optim.accumulate {self.optim.accumulate}"
+            _check(self.optim.batch_size % parts == 0, "optim.batch_size", self.optim.batch_size, expected)
 
     def digest(self) -> str:
         """Identity of the run's settings.
 
         Returns:
-            Eight hex digits that change whenever any setting but the name and the number of workers does.
+            Eight hex digits that change whenever a setting does, except for the name, how it is laid out over workers, and how often
+            it is saved.
         """
-        flat = {key: value for key, value in to_flat(self).items() if key not in ("name", "workers")}
+        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps")
+        flat = {key: value for key, value in to_flat(self).items() if key not in apart}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -69,7 +69,8 @@ def run(command: Train) -> None:
     config = parse_settings(command.set, config)
 
     from srft.training import checkpoint, step
-    from srft.training.distributed import cluster, train
+    from srft.training.cluster import cluster
+    from srft.training.distributed import train
 
     def show(report: step.EpochReport) -> None:
         m = report.metrics

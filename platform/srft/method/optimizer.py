@@ -344,9 +344,10 @@ class SRFTAdamW(Optimizer):
         """What the state holds besides tensors, the same on every worker.
 
         Returns:
-            Newest merged statistics and the adaptive schedule, where there are any.
+            Steps taken, and the newest merged statistics and the adaptive schedule where there are any.
         """
-        return {name: self.param_groups[0][name] for name in ("statistics", "adaptive") if name in self.param_groups[0]}
+        kept = {name: self.param_groups[0][name] for name in ("statistics", "adaptive") if name in self.param_groups[0]}
+        return {"steps_taken": self.steps_taken, **kept}
 
     def resume(self, method_state: Mapping[str, Any]) -> None:
         """Go on after :meth:`named_state` was filled from a checkpoint.
@@ -354,7 +355,8 @@ class SRFTAdamW(Optimizer):
         Args:
             method_state: from :meth:`method_state` when it was written.
         """
-        self.steps_taken = max((int(state["step"]) for state in self.state.values() if "step" in state), default=0)
+        steps = [int(state["step"]) for state in self.state.values() if "step" in state]
+        self.steps_taken = method_state.get("steps_taken", max(steps, default=0))
         for operations in self._term.operations.values():
             for op in operations:
                 op.total = None

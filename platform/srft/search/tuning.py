@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from srft.config import ConfigError
 from srft.search.study import Study, Trial, TrialResult, TrialState, claim, forget_end, record_end, results, trial_directory
 from srft.training import checkpoint
-from srft.training.distributed import Entry, capacity, check_resources, cluster, train
+from srft.training.cluster import capacity, check_resources, cluster
+from srft.training.distributed import Entry, train
 
 if TYPE_CHECKING:
     from srft.training.step import EpochReport

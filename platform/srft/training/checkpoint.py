@@ -1,9 +1,11 @@
 """Checkpoint directories: whole or absent, checked by checksum, found again by the newest valid one.
 
-A run's directory holds ``epoch_0003/`` with ``weights.safetensors`` (the model), ``state.pt`` (optimizer, generators, method state;
-tensors and plain values only), ``meta.json`` (configuration, progress, metrics of this and all earlier epochs, environment) and
-``manifest.json`` (size and SHA-256 of the others). Everything is written into a hidden sibling and renamed once it is on disk, so
-a directory named ``epoch_*`` is complete unless the disk itself lost something, which the manifest shows.
+A run's directory holds ``epoch_0003/``, written after epoch 3, and between epochs ``epoch_0003_step_000130/``, written inside epoch 3
+after 130 steps in all. Each holds ``weights.safetensors`` (the tracker), ``state/`` (tensors of the optimizer, readable by any number of
+workers, see ``state``), ``state.pt`` (generators, method state; plain values and tensors only), ``meta.json`` (configuration, progress,
+metrics of all finished epochs, environment) and ``manifest.json`` (size and SHA-256 of the others). Everything is written into a hidden
+sibling and renamed once it is on disk, so a directory named ``epoch_*`` is complete unless the disk itself lost something, which the
+manifest shows.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +27,16 @@ from srft.files import environment, sha256, sync, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "Meta", "best", "claim", "config_of", "history", "latest", "load", "read_meta", "save"]
+__all__ = [
+    "Checkpoint", "CheckpointError", "Meta", "Progress", "aside_of", "begin", "best", "claim", "commit", "config_of", "discard",
+    "history", "latest", "load", "read_meta",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, STATE, META, MANIFEST, RUN = "weights.safetensors", "state.pt", "meta.json", "manifest.json", "run.json"
+WEIGHTS, STATE, TENSORS, META, MANIFEST, RUN = "weights.safetensors", "state.pt", "state", "meta.json", "manifest.json", "run.json"
 METRIC = "val/success_auc"
+_NAME = re.compile(r"epoch_\d+(_step_\d+)?")
 
 
 class CheckpointError(ValueError):
@@ -41,13 +48,13 @@ class Meta:
     """What a checkpoint says about itself."""
 
     epoch: int
-    """Epoch the checkpoint was written after, from 0."""
+    """Epoch the checkpoint was written after, or inside; from 0."""
     step: int
     """Optimizer steps done."""
-    metrics: dict[str, float]
-    """Metrics of this epoch."""
+    metrics: dict[str, float] | None
+    """Metrics of this epoch; None inside one."""
     history: tuple[dict[str, Any], ...]
-    """``{"epoch", "step", "metrics"}`` of every epoch so far, this one included, oldest first."""
+    """``{"epoch", "step", "metrics"}`` of every finished epoch, oldest first."""
     config: dict[str, Any]
     """The run's flat configuration."""
     digest: str
@@ -65,7 +72,12 @@ class Checkpoint:
     weights: dict[str, Tensor]
     """Model state by parameter and buffer name."""
     state: dict[str, Any]
-    """Optimizer, generators and method state as they were given to :func:`save`."""
+    """Generators and method state as they were given to :func:`commit`."""
+
+    @property
+    def tensors(self) -> Path:
+        """Folder of the optimizer's tensors."""
+        return self.path / TENSORS
 
 
 def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -121,63 +133,109 @@ def config_of(directory: Path) -> TrainConfig:
     return from_flat(values, source=str(marker))
 
 
-def save(
-    directory: Path,
-    *,
-    config: TrainConfig,
-    epoch: int,
-    step: int,
-    weights: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    metric: str = METRIC,
-) -> Path:
-    """Write one checkpoint, then delete those that are neither the newest nor the best.
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    epoch: int
+    """Epoch that is finished, or, inside one, running; from 0."""
+    step: int
+    """Optimizer steps done."""
+    metrics: Mapping[str, float] | None
+    """Of the finished epoch; None inside one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint."""
+        return f"epoch_{self.epoch:04d}" if self.metrics is not None else f"epoch_{self.epoch:04d}_step_{self.step:06d}"
+
+
+def begin(directory: Path, progress: Progress) -> Path:
+    """Make the hidden folder that a checkpoint is written into, the same for all workers; by one of them, before the others write.
 
     Args:
         directory: of the run.
+        progress: of the checkpoint.
+
+    Returns:
+        The folder, empty.
+    """
+    target = aside_of(directory, progress)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    return target
+
+
+def aside_of(directory: Path, progress: Progress) -> Path:
+    """Where a checkpoint is written to before it is complete.
+
+    Args:
+        directory: of the run.
+        progress: of the checkpoint.
+
+    Returns:
+        A hidden folder beside it.
+    """
+    return directory / f".{progress.name}.tmp"
+
+
+def commit(
+    directory: Path,
+    progress: Progress,
+    *,
+    config: TrainConfig,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metric: str = METRIC,
+) -> Path:
+    """Complete a checkpoint whose ``state/`` is written, by one worker; then delete all but the newest two and the best.
+
+    Args:
+        directory: of the run.
+        progress: as :func:`begin` was given it; a checkpoint of the same name is replaced.
         config: the run.
-        epoch: finished epoch, from 0; an existing checkpoint of this epoch is replaced.
-        step: optimizer steps done.
-        weights: model state by name.
+        weights: the tracker's, by name.
         state: tensors and plain Python values (numbers, strings, lists, dicts), nothing else.
-        metrics: of this epoch.
         metric: the metric whose highest value marks the best checkpoint.
 
     Returns:
-        Path of the new checkpoint. An OSError (disk full, not writable) leaves earlier checkpoints untouched.
+        Path of the new checkpoint. An OSError (disk full, not writable) leaves earlier checkpoints untouched, and a folder that
+        :func:`discard` or the next start removes.
     """
     import torch
     from safetensors.torch import save_file
 
-    directory.mkdir(parents=True, exist_ok=True)
-    earlier = [entry for entry in _recorded(directory) if entry["epoch"] < epoch]
-    this = {"epoch": epoch, "step": step, "metrics": {key: float(value) for key, value in metrics.items()}}
-    target = directory / f"epoch_{epoch:04d}"
-    aside = directory / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        save_file({key: value.detach().contiguous() for key, value in weights.items()}, aside / WEIGHTS)
-        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps its files to their owner
-        torch.save(dict(state), aside / STATE)
-        write_json(
-            aside / META,
-            {**this, "history": [*earlier, this], "config": to_flat(config), "digest": config.digest(), "environment": environment()},
-        )
-        manifest = {name: {"bytes": (aside / name).stat().st_size, "sha256": sha256(aside / name)} for name in (WEIGHTS, STATE, META)}
-        write_json(aside / MANIFEST, manifest)
-        for name in (*manifest, MANIFEST):
-            sync(aside / name)
-        sync(aside)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(aside, target)
-        sync(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    epochs = [entry for entry in _recorded(directory) if entry["epoch"] < progress.epoch]
+    this: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
+    if progress.metrics is not None:
+        this["metrics"] = {key: float(value) for key, value in progress.metrics.items()}
+        epochs.append(this)
+    target, temporary = directory / progress.name, aside_of(directory, progress)
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, temporary / WEIGHTS)
+    (temporary / WEIGHTS).chmod(0o644)  # safetensors keeps its files to their owner
+    torch.save(dict(state), temporary / STATE)
+    about = {"history": epochs, "config": to_flat(config), "digest": config.digest(), "environment": environment()}
+    write_json(temporary / META, {"metrics": None, **this, **about})
+    files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+    write_json(temporary / MANIFEST, {f: {"bytes": (temporary / f).stat().st_size, "sha256": sha256(temporary / f)} for f in files})
+    for path in (*(temporary / f for f in files), *(path for path in temporary.rglob("*") if path.is_dir()), temporary):
+        sync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    sync(directory)
     _retain(directory, newest=target, metric=metric)
     return target
+
+
+def discard(directory: Path, progress: Progress) -> None:
+    """Remove what a failed save left.
+
+    Args:
+        directory: of the run.
+        progress: of the checkpoint.
+    """
+    shutil.rmtree(aside_of(directory, progress), ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -273,7 +331,12 @@ def history(directory: Path) -> list[dict[str, Any]]:
 
 
 def _candidates(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.glob("epoch_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
+    # By progress: a checkpoint inside an epoch comes before the one at its end.
+    def order(path: Path) -> tuple[int, float]:
+        _, epoch, *step = path.name.split("_")
+        return int(epoch), float(step[1]) if step else math.inf
+
+    return sorted((p for p in directory.glob("epoch_*") if p.is_dir() and _NAME.fullmatch(p.name)), key=order)
 
 
 def _recorded(directory: Path) -> list[dict[str, Any]]:
@@ -287,7 +350,7 @@ def _recorded(directory: Path) -> list[dict[str, Any]]:
 
 def _score(path: Path, metric: str) -> float:
     try:
-        value = float(read_meta(path).metrics.get(metric, math.nan))
+        value = float((read_meta(path).metrics or {}).get(metric, math.nan))
     except CheckpointError:
         value = math.nan
     return -math.inf if math.isnan(value) else value
@@ -300,8 +363,11 @@ def _verify(path: Path) -> None:
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is missing or unreadable ({error.__class__.__name__}); {remedy}") from None
     for name in (WEIGHTS, STATE, META):
-        file, expected = path / name, manifest.get(name)
-        if expected is None or not file.is_file():
+        if name not in manifest:
+            raise CheckpointError(f"{path / MANIFEST} lists no {name}; {remedy}")
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file():
             raise CheckpointError(f"{file} is missing; {remedy}")
         if file.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}; {remedy}")
@@ -310,8 +376,10 @@ def _verify(path: Path) -> None:
 
 
 def _retain(directory: Path, *, newest: Path, metric: str) -> None:
+    # The one before the newest too: should the disk lose the newest, a run loses one interval and no more.
     candidates = _candidates(directory)
-    keep = {newest, max(candidates, key=lambda p: _score(p, metric))}
+    before = [path for path in candidates if path != newest][-1:]
+    keep = {newest, *before, max(candidates, key=lambda p: _score(p, metric))}
     for path in candidates:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -11,23 +11,28 @@ import logging
 import math
 import os
 import shutil
-import socket
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.config import ConfigError, TrainConfig
+from srft.files import write_json
 from srft.training import checkpoint, sparsity_actor
+from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
     from srft.training.step import EpochReport, Worker
+    from srft.training.worker import Notice
 
-__all__ = ["Entry", "capacity", "check_resources", "cluster", "train"]
+__all__ = ["Entry", "train"]
 
 log = logging.getLogger(__name__)
+
+ACTOR = "actor.json"
+"""File of a run directory that names its sparsity actor while workers train."""
 
 _RAY_TRAIN_ENVIRONMENT = {
     # Polls of the workers; also how soon a dead one is noticed.
@@ -36,9 +41,9 @@ _RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # Would print every line of a worker twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Logs an error at every start, though nothing is wrong.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_PATIENCE_AT_END = 120.0
+"""Seconds that workers have for their last checkpoint once they were told to end."""
 
 
 class Entry(Protocol):
@@ -79,14 +84,15 @@ def train(
         config: the run; ``config.workers`` processes.
         entry: what each worker runs.
         directory: of the run, on storage shared by all nodes; refused when it holds another configuration.
-        on_epoch: called in this process once per finished epoch, in order. Raising ends the call; the workers end with this process.
+        on_epoch: called in this process once per finished epoch, in order. Raising ends the call, and the workers.
         resume: go on from the directory's newest valid checkpoint; without it a directory that was used before is refused.
         cpus_per_worker: cores, and threads, of each worker of several.
         max_failures: how often the worker group is started again after a worker failed.
         worker_timeout: seconds after which workers give up on one that hangs.
 
     Returns:
-        The last epoch's report.
+        The last epoch's report. SIGTERM or SIGINT, in the main thread, save a checkpoint and are then a KeyboardInterrupt; a second one is
+        one at once.
     """
     directory = directory.resolve()
     report = on_epoch or (lambda _: None)
@@ -94,7 +100,9 @@ def train(
         from srft.training.step import Worker
 
         checkpoint.claim(directory, config, resume=resume)
-        return entry(config, directory=directory, worker=Worker(), on_epoch=report, resume=True)
+        with _politely() as told:
+            worker = Worker(told=lambda: "end" if told.is_set() else "")
+            return entry(config, directory=directory, worker=worker, on_epoch=report, resume=True)
 
     check_resources(config, 1, cpus_per_worker=cpus_per_worker)
     checkpoint.claim(directory, config, resume=resume)
@@ -119,8 +127,6 @@ def _train_with_ray(
     max_failures: int,
     worker_timeout: float,
 ) -> EpochReport:
-    for key, value in _RAY_TRAIN_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
     import ray
     from ray.train import LoggingConfig
     from ray.train.torch import TorchConfig
@@ -128,6 +134,10 @@ def _train_with_ray(
     from ray.train.v2.torch.torch_trainer import TorchTrainer
     from ray.util.queue import Empty, Queue
 
+    # Watching for notices that a node will go logs an error at every start, and with one node nobody is left to save.
+    watch = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(len(ray.nodes()) > 1))}
+    environment = {key: os.environ.get(key, value) for key, value in (_RAY_TRAIN_ENVIRONMENT | watch).items()}
+    os.environ.update(environment)
     # Ray Train goes on silently with whatever a run of the same name and path left, so no two starts share a name.
     run_name = f"{config.name}-{config.digest()}-{time.time_ns():x}"
     gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
@@ -139,13 +149,15 @@ def _train_with_ray(
         train_loop_config={"config": config, "entry": entry, "directory": directory, "reports": reports, "actor": actor},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(worker_timeout)),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=gpu, resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpu else {})}
+            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
             name=run_name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": {**_RAY_TRAIN_ENVIRONMENT, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}},
+            worker_runtime_env={"env_vars": {**environment, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -159,58 +171,82 @@ def _train_with_ray(
 
     # In a thread: reports are handled here, where Ray Tune expects them, while the run goes on.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    write_json(directory / ACTOR, {"run": run_name, "address": ray.get_runtime_context().gcs_address})
     thread.start()
     newest = max((record["epoch"] for record in checkpoint.history(directory)), default=-1)
+    give_up = math.inf
     try:
-        while True:
-            running = thread.is_alive()
-            try:
-                epoch_report = reports.get(timeout=0.5)
-            except Empty:
-                if not running:
-                    break
-                continue
-            if epoch_report.epoch > newest:  # A restarted worker group repeats the epoch it lost.
-                newest = epoch_report.epoch
-                report(epoch_report)
+        with _politely() as told:
+            while True:
+                running = thread.is_alive()
+                if told.is_set() and give_up == math.inf:
+                    actor.end.remote()
+                    give_up = time.monotonic() + _PATIENCE_AT_END
+                if time.monotonic() > give_up:
+                    raise KeyboardInterrupt
+                try:
+                    epoch_report = reports.get(timeout=0.5)
+                except Empty:
+                    if not running:
+                        break
+                    continue
+                if epoch_report.epoch > newest:  # A restarted worker group repeats the epoch it lost.
+                    newest = epoch_report.epoch
+                    report(epoch_report)
     finally:
+        (directory / ACTOR).unlink(missing_ok=True)
         reports.shutdown(force=True)
         ray.kill(actor)
-    error = outcome.get("error") or outcome["last"]
-    if isinstance(error, Exception):
-        raise error
+    last = outcome.get("error") or outcome["last"]
+    if isinstance(last, BaseException):
+        raise last
     shutil.rmtree(storage, ignore_errors=True)
-    return outcome["last"]
+    return last
 
 
-def _worker_loop(setup: dict[str, Any]) -> EpochReport | Exception:
+@contextlib.contextmanager
+def _politely() -> Iterator[threading.Event]:
+    # SIGTERM and SIGINT set an event, the second time they interrupt; outside the main thread they are left alone.
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+
+    def tell(signum: int, frame: Any) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+        log.warning("saving a checkpoint, then ending; once more to end at once")
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _worker_loop(setup: dict[str, Any]) -> EpochReport | BaseException:
     import ray.train
     import torch.distributed as dist
     from ray.train.torch import get_device
-    from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
 
-    from srft.training.step import EpochReport, Worker
+    from srft.training.epoch import EpochReport, Told
+    from srft.training.worker import broadcast_over, worker_of_group
 
     config: TrainConfig = setup["config"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     group = dist.new_group(backend="gloo")
+    leaving: set[str] = set()
 
-    def broadcast(value: Any) -> Any:
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=cast(dist.ProcessGroup, group))
-        return box[0]
-
-    def gather(value: Any) -> list[Any]:
-        box: list[Any] = [None] * world_size
-        dist.all_gather_object(box, value, group=cast(dist.ProcessGroup, group))
-        return box
-
-    device = get_device()
-
-    def wrap(module: nn.Module) -> nn.Module:
-        return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    def told() -> Notice:
+        notice: Notice = broadcast_over(group, "end" if rank == 0 and sparsity_actor.ending(setup["actor"]) else "")
+        if not notice and os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1":
+            info = ray.train.get_preemption_info()
+            if info is not None and not leaving >= set(info.preempted_node_ids):
+                leaving.update(info.preempted_node_ids)
+                return "save"
+        return notice
 
     def on_epoch(report: EpochReport) -> None:
         if rank == 0:
@@ -218,123 +254,18 @@ def _worker_loop(setup: dict[str, Any]) -> EpochReport | Exception:
 
     exchange = sparsity_actor.RayExchange(
         actor=setup["actor"],
-        attempt=broadcast(time.time_ns()),
+        attempt=broadcast_over(group, time.time_ns()),
         rank=rank,
         world_size=world_size,
         refresh=config.srft.refresh,
-        broadcast=broadcast,
+        broadcast=lambda answer: broadcast_over(group, answer),
     )
     if rank == 0:  # A worker may have died between an epoch's checkpoint and its report.
         for record in checkpoint.history(setup["directory"]):
             setup["reports"].put(EpochReport(**record))
-    worker = Worker(rank=rank, world_size=world_size, wrap=wrap, gather=gather, statistics=exchange, device=device)
+    worker = worker_of_group(config, device=get_device(), group=group, statistics=exchange, told=told)
     entry: Entry = setup["entry"]
     try:
         return entry(config, directory=setup["directory"], worker=worker, on_epoch=on_epoch, resume=True)
-    except (ConfigError, FloatingPointError) as error:  # All workers meet it, and would meet it again: not worth a restart.
+    except (ConfigError, FloatingPointError, Told) as error:  # All workers meet it, and would meet it again: not worth a restart.
         return error
-
-
-def capacity(workers: int, cpus_per_worker: int = 1) -> int:
-    """How many trainings of this size fit at once into the cluster, counting the nodes its autoscaler may add.
-
-    Args:
-        workers: processes per training.
-        cpus_per_worker: cores per process.
-
-    Returns:
-        Number of trainings, 0 if not even one fits.
-    """
-    return int(_cpus() // (workers * cpus_per_worker))
-
-
-def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: int = 1) -> None:
-    """Refuse a start that would wait for processors for ever.
-
-    Without a connection and without RAY_ADDRESS, what counts is the cluster that :func:`cluster` would start here.
-
-    Args:
-        config: the run, or one like the runs that are to train at once.
-        concurrency: how many of them train at once.
-        cpus_per_worker: cores per process.
-
-    Raises:
-        ConfigError: the cluster has too few CPUs.
-    """
-    needed = concurrency * config.workers * cpus_per_worker
-    found = _cpus()
-    if needed > found:
-        fits = capacity(config.workers, cpus_per_worker)
-        remedy = f"train at most {fits} at once" if fits else f"use at most {int(found // cpus_per_worker)} workers"
-        raise ConfigError(
-            f"the Ray cluster has {found:g} CPUs, but {concurrency} training(s) of {config.workers} worker(s) "
-            f"with {cpus_per_worker} CPU(s) each need {needed}; {remedy}, or add nodes (ray start --num-cpus)"
-        )
-
-
-def _cpus() -> float:
-    if not os.environ.get("RAY_ADDRESS") and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        return float(len(os.sched_getaffinity(0)))
-    import ray
-    from ray._private.state import state
-
-    growth = state.get_max_resources_from_cluster_config() or {}  # None unless the cluster has an autoscaler.
-    return max(ray.cluster_resources().get("CPU", 0.0), float(growth.get("CPU", 0.0)))
-
-
-@contextlib.contextmanager
-def cluster(*, dashboard: bool = False) -> Iterator[str]:
-    """Connect to the Ray cluster that this process is already connected to or that RAY_ADDRESS names, else start one for this process.
-
-    A cluster that was started here, and all its processes, is gone when the context ends.
-
-    Args:
-        dashboard: also start the dashboard in a cluster of our own; Ray Train's clean-up asks it, and complains every second without.
-
-    Yields:
-        Address of the cluster.
-
-    Raises:
-        ConfigError: RAY_ADDRESS names a cluster that does not answer.
-    """
-    # Ray would build the whole environment again for each worker when this process was started by `uv run`.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield ray.get_runtime_context().gcs_address
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": os.environ.get("SRFT_RAY_LOGS", "") == "1"}
-    address = os.environ.get("RAY_ADDRESS")
-    ours = not address
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"RAY_ADDRESS is {address!r}: {error}; start that cluster, or unset RAY_ADDRESS to use this machine alone"
-            ) from None
-    else:
-        # Says at every start that tokens are on, as they should be.
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        # Two clusters on one machine mistake each other's processes for their own unless every process knows its address.
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        address = f"{ray.util.get_node_ip_address()}:{port}"
-        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-        ray.init(
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=dashboard,
-            object_store_memory=256 * 2**20,
-            runtime_env={"env_vars": {"RAY_ADDRESS": address}},
-            **quiet,
-        )
-        os.environ["RAY_ADDRESS"] = address
-    try:
-        yield address
-    finally:
-        ray.shutdown()
-        if ours:
-            os.environ.pop("RAY_ADDRESS", None)
-            os.environ.pop("RAY_GCS_SERVER_PORT", None)

@@ -18,7 +18,7 @@ from typing import Any
 
 from srft.method.sparsity import MergedStatistics, Sketch, merge
 
-__all__ = ["NAMESPACE", "Answer", "RayExchange", "SparsityActor", "actor_name", "find", "start"]
+__all__ = ["NAMESPACE", "Answer", "RayExchange", "SparsityActor", "actor_name", "ending", "find", "start"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,19 @@ class SparsityActor:
     """Windows in memory; those that have been there longest are dropped."""
     _windows: OrderedDict[tuple[int, int], dict[int, bytes]] = field(default_factory=OrderedDict, repr=False)
     _received: int = 0
+    _ending: bool = False
+
+    def end(self) -> None:
+        """Tell the workers to save and end; they ask every few steps."""
+        self._ending = True
+
+    def ending(self) -> bool:
+        """Whether workers are to end.
+
+        Returns:
+            True once :meth:`end` was called.
+        """
+        return self._ending
 
     def push(self, attempt: int, step: int, rank: int, sketch: bytes) -> None:
         """Take one worker's statistics; sending the same again changes nothing.
@@ -79,6 +92,20 @@ class SparsityActor:
         if absent:
             return Answer(step=step, sketch=None, absent=absent)
         return Answer(step=step, sketch=merge([Sketch.from_bytes(window[rank]) for rank in range(world_size)]).to_bytes())
+
+    def newest(self) -> bytes | None:
+        """Statistics of the newest window that all ranks which ever sent one in its attempt are in.
+
+        Returns:
+            ``MergedStatistics.to_bytes()``, None before the first.
+        """
+        for attempt, step in reversed(self._windows):
+            ranks = set().union(*(window for (other, _), window in self._windows.items() if other == attempt))
+            window = self._windows[attempt, step]
+            if window.keys() == ranks:
+                merged = merge([Sketch.from_bytes(window[rank]) for rank in sorted(window)])
+                return MergedStatistics.of(step, merged).to_bytes()
+        return None
 
     def status(self) -> dict[str, Any]:
         """What the actor holds, for a look from outside.
@@ -134,6 +161,24 @@ def find(run_name: str) -> Any:
         return ray.get_actor(actor_name(run_name), namespace=NAMESPACE)
     except ValueError:
         raise ValueError(f"no sparsity actor of a run named {run_name!r} in this Ray cluster; is the run still training?") from None
+
+
+def ending(actor: Any, patience: float = 1.0) -> bool:
+    """Ask a run's actor whether its workers are to end.
+
+    Args:
+        actor: Ray handle.
+        patience: seconds to wait for an answer.
+
+    Returns:
+        True if they are; False also if the actor does not answer.
+    """
+    import ray
+
+    try:
+        return bool(ray.get(actor.ending.remote(), timeout=patience))
+    except (ray.exceptions.RayError, TimeoutError):
+        return False
 
 
 @dataclass(kw_only=True)

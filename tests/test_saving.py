@@ -1,0 +1,206 @@
+"""Checkpoints of real runs: inside an epoch, of running means, by a thread, sharded over processes, and back."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.evaluation.metrics import measure
+from srft.evaluation.online import track_sequences
+from srft.model.pretrained import load_tracker
+from srft.training import checkpoint
+from srft.training import prior as prior_module
+from srft.training.checkpoint import CheckpointError, Progress
+from srft.training.epoch import Told
+from srft.training.saving import Checkpointer
+from srft.training.state import read_tensors, write_tensors
+from srft.training.step import Worker, fine_tune, prepare, tuned_tracker
+from srft.training.worker import worker_of_group
+from tests.processes import in_processes
+
+CONFIG = TrainConfig(
+    name="t",
+    seed=3,
+    data=DataConfig(train_sequences=3, val_sequences=2, source_sequences=1, length=8, max_gap=6),
+    srft=SRFTConfig(rank=2, prior_strength=10.0, damping_strength=0.5, fisher_samples=4, refresh=2),
+    optim=OptimConfig(batch_size=4, epochs=2, steps_per_epoch=5, lr=1e-3, warmup=0.34, ema=0.9, accumulate=2),
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Rendered sequences and the prior, kept so that other processes find them too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior_module, "_SOURCE_SEQUENCES", 3)
+        prepare(CONFIG, folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ready(cache):
+    return prepare(CONFIG, cache)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, ready):
+    directory, reports = tmp_path_factory.mktemp("whole"), []
+    fine_tune(CONFIG, *ready, directory=directory, on_epoch=reports.append)
+    return directory, reports
+
+
+def told_at(*steps):
+    """A worker that is told to end before these of its steps, counted from 1."""
+    asked = []
+
+    def told():
+        asked.append(None)
+        return "end" if len(asked) in steps else ""
+
+    return Worker(told=told)
+
+
+def timeless(metrics):
+    return {name: value for name, value in metrics.items() if not name.startswith(("throughput/", "memory/"))}
+
+
+def exported(directory):
+    newest = checkpoint.latest(directory)
+    assert newest is not None
+    return checkpoint.load(newest).weights
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(exported(a), exported(b), rtol=0, atol=0)
+
+
+def test_a_run_that_is_told_to_end_saves_inside_the_epoch_and_goes_on_to_the_bit(whole, tmp_path, ready):
+    seen = []
+    with pytest.raises(Told, match="after step 7"):
+        fine_tune(CONFIG, *ready, directory=tmp_path, worker=told_at(7), on_epoch=seen.append)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0000", "epoch_0001_step_000007"]
+    with pytest.raises(Told, match="after step 9"):
+        fine_tune(CONFIG, *ready, directory=tmp_path, worker=told_at(2), on_epoch=seen.append, resume=True)
+    fine_tune(CONFIG, *ready, directory=tmp_path, on_epoch=seen.append, resume=True)
+    assert_same(whole[0], tmp_path)
+    assert [timeless(r.metrics) for r in seen] == [timeless(r.metrics) for r in whole[1]]
+
+
+def test_checkpoints_inside_epochs_bound_what_is_lost(whole, tmp_path, ready):
+    config = dataclasses.replace(CONFIG, checkpoint_steps=2)
+
+    def die(report):
+        if report.epoch == 0:
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0000", "epoch_0000_step_000004"]
+        else:
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0000", "epoch_0001", "epoch_0001_step_000008"]
+
+    fine_tune(config, *ready, directory=tmp_path, on_epoch=die)
+    os.truncate(tmp_path / "epoch_0001" / "state" / "__0_0.distcp", 100)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.name == "epoch_0001_step_000008"
+    fine_tune(config, *ready, directory=tmp_path, resume=True)
+    assert_same(whole[0], tmp_path)
+
+
+def test_what_is_exported_is_what_was_validated(whole, ready):
+    directory, reports = whole
+    domain = ready[0]
+    tracker = tuned_tracker(directory / "epoch_0001")
+    tracked = [(t.boxes, s.boxes, s.absent) for t, s in zip(track_sequences(tracker, domain.val), domain.val, strict=True)]
+    assert measure(tracked).success_auc == pytest.approx(reports[1].metrics["val/success_auc"], abs=1e-12)
+    plain = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema=0.0))
+    assert checkpoint.load(directory / "epoch_0001").meta.digest != plain.digest()
+
+
+def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):
+    worker, tensor = Worker(), torch.arange(100.0)
+    saver = Checkpointer(tmp_path, CONFIG, worker, aside_from=0)
+
+    def save(epoch):
+        progress = Progress(epoch=epoch, step=epoch, metrics={"val/success_auc": 0.5})
+        saver.save(progress, {"w": tensor}, {"exp_avg.w": tensor}, {"n": epoch})
+
+    save(0)
+    tensor.add_(1)
+    save(1)
+    tensor.add_(1)
+    saver.wait()
+    for epoch in range(2):
+        saved = checkpoint.load(tmp_path / f"epoch_{epoch:04d}")
+        back = torch.zeros(100)
+        read_tensors(saved.tensors, {"exp_avg.w": back})
+        assert torch.equal(back, torch.arange(100.0) + epoch)
+        assert torch.equal(saved.weights["w"], back)
+        assert saved.state == {"n": epoch}
+    (tmp_path / ".epoch_0002.tmp").write_text("in the way")
+    with pytest.raises(OSError, match="epoch_0002"):
+        save(2)
+    (tmp_path / ".epoch_0002.tmp").unlink()
+    tmp_path.chmod(0o755)
+    saver.save(Progress(epoch=3, step=3, metrics={}), {"w": tensor}, {"exp_avg.w": tensor}, {"path": Path()})
+    saver.wait()
+    with pytest.raises(CheckpointError, match="state"):
+        read_tensors(tmp_path / "epoch_0003" / "state", {"exp_avg.w": torch.zeros(3)})
+    assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0003"
+
+
+def test_state_of_other_shapes_or_names_is_refused(tmp_path):
+    write_tensors(tmp_path, {"anchor.w": torch.zeros(4)})
+    with pytest.raises(CheckpointError, match=r"anchor\.w has shape \(4,\), this run's has \(6,\)"):
+        read_tensors(tmp_path, {"anchor.w": torch.zeros(6)})
+    with pytest.raises(CheckpointError, match=r"raw\.w has shape nothing, this run's has \(2,\)"):
+        read_tensors(tmp_path, {"raw.w": torch.zeros(2)})
+
+
+STRATEGIES = ("ddp", "fsdp2")
+
+
+def train_in_group(rank, directory, cache, kinds):
+    """One of two processes: whole runs, runs that are told to end after step 6, or the rest of these."""
+    prior_module._SOURCE_SEQUENCES = 3
+    domain, prior = prepare(CONFIG, Path(cache))
+    for strategy in STRATEGIES:
+        config = dataclasses.replace(CONFIG, workers=2, strategy=strategy)
+        for kind in kinds:
+            asked = []
+
+            def told(asked=asked, kind=kind):  # Every second step.
+                asked.append(None)
+                return "end" if kind == "begun" and len(asked) == 3 else ""
+
+            worker = worker_of_group(config, told=told)
+            home = Path(directory) / strategy / ("whole" if kind == "whole" else "mixed")
+            try:
+                report = fine_tune(config, domain, prior, directory=home, worker=worker, resume=True)
+            except Told:
+                assert kind == "begun"
+                continue
+            assert kind != "begun"
+            assert report.metrics["memory/peak_mb"] > 0
+            assert ("sparsity/overlap" in report.metrics) == (strategy == "ddp")
+
+
+def movement(directory):
+    start = load_tracker("tiny_rgb", streams=2).state_dict()
+    return torch.cat([(w - start[name]).flatten().double() for name, w in exported(directory).items() if w.is_floating_point()])
+
+
+def test_processes_train_as_one_and_their_checkpoints_are_anybodys(whole, tmp_path, cache, ready):
+    """The checkpoint inside the epoch is written by two processes and read by one, and the other way round."""
+    in_processes(2, train_in_group, str(tmp_path), str(cache), ("whole", "begun"))
+    for strategy in STRATEGIES:
+        assert (tmp_path / strategy / "mixed" / "epoch_0001_step_000006").is_dir()
+        with pytest.raises(Told, match="step 8"):
+            fine_tune(CONFIG, *ready, directory=tmp_path / strategy / "mixed", worker=told_at(2), resume=True)
+    in_processes(2, train_in_group, str(tmp_path), str(cache), ("rest",))
+    expected = movement(whole[0])
+    for home in (tmp_path / strategy / kind for strategy in STRATEGIES for kind in ("whole", "mixed")):
+        for found, alone in zip(checkpoint.history(home), whole[1], strict=True):
+            for name in ("train/loss", "train/giou", "train/l1", "train/focal"):
+                assert found["metrics"][name] == pytest.approx(alone.metrics[name], rel=1e-3), (home, name)
+        assert (movement(home) - expected).norm() < 0.02 * expected.norm(), home
