@@ -9,10 +9,15 @@ from typing import Annotated
 
 import tyro
 
+from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.train import Train
 
-Command = Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+Command = (
+    Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+)  # fmt: skip
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from srft.data.events import simulate_events
 from srft.data.synthetic.scene import HEIGHT, SUBFRAMES, WIDTH
 
-FRAME_INTERVAL_US = 33_333
+MOMENT_US = 8_333
+FRAME_INTERVAL_US = SUBFRAMES * MOMENT_US
 
 
 def expose(rng: np.random.Generator, light: np.ndarray, condition: str) -> np.ndarray:
@@ -44,8 +45,19 @@ def see_events(rng: np.random.Generator, light: np.ndarray, condition: str) -> t
         Events ``[N]`` of ``EVENT_DTYPE`` and ``[T + 1]`` cuts: frame t shows events ``cuts[t]`` to ``cuts[t + 1]``.
     """
     grey = light.reshape(-1, HEIGHT, WIDTH, 3) @ np.array([0.299, 0.587, 0.114], np.float32)
-    times = np.arange(len(grey), dtype=np.int64) * (FRAME_INTERVAL_US // SUBFRAMES)
+    times = np.arange(len(grey), dtype=np.int64) * MOMENT_US
     noise_rate = 4.0 if condition == "low light" else 1.0
     events = simulate_events(grey, times, threshold=float(rng.uniform(0.18, 0.3)), noise_rate=noise_rate, rng=rng)
-    ends = times[SUBFRAMES - 1 :: SUBFRAMES] + 1
-    return events, np.searchsorted(events["t"], np.concatenate([[0], ends]))
+    return events, np.searchsorted(events["t"], np.concatenate([[0], frame_ends(len(light))]))
+
+
+def frame_ends(count: int) -> np.ndarray:
+    """When the windows of the first frames end: just after the moment that each frame shows; each begins where the last one ended.
+
+    Args:
+        count: frames.
+
+    Returns:
+        ``[count]`` int64 microseconds.
+    """
+    return (SUBFRAMES * np.arange(1, count + 1, dtype=np.int64) - 1) * MOMENT_US + 1
