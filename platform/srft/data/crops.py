@@ -8,8 +8,21 @@ import cv2
 import numpy as np
 
 
+def region_side(box: np.ndarray, factor: float) -> int:
+    """Side of the square around a box.
+
+    Args:
+        box: ``[4]`` ltwh in pixels, of positive size.
+        factor: side in target sizes.
+
+    Returns:
+        ``ceil(sqrt(w h) factor)`` pixels.
+    """
+    return math.ceil(math.sqrt(float(box[2]) * float(box[3])) * factor)
+
+
 def crop(frame: np.ndarray, box: np.ndarray, factor: float, output_px: int) -> tuple[np.ndarray, float]:
-    """Cut the square around a box and resize it.
+    """Cut the square around a box and resize it. What lies outside the square costs nothing, whatever the size of the frame.
 
     Side ``ceil(sqrt(w h) factor)``, corner rounded half to even, zeros outside the frame. As published, the frame's last column
     (row) is left out whenever the square reaches it.
@@ -27,14 +40,15 @@ def crop(frame: np.ndarray, box: np.ndarray, factor: float, output_px: int) -> t
         ValueError: the box is not finite or has no area.
     """
     left, top, width, height = (float(v) for v in box)
-    area = width * height
-    if not math.isfinite(left + top + area) or width <= 0 or height <= 0:
+    if not math.isfinite(left + top + width * height) or width <= 0 or height <= 0:
         raise ValueError(f"cannot crop around box {[left, top, width, height]} (ltwh pixels); expected finite values and a positive size")
-    side = math.ceil(math.sqrt(area) * factor)
+    side = region_side(box, factor)
     x1, y1 = round(left + 0.5 * width - side * 0.5), round(top + 0.5 * height - side * 0.5)
     rows, columns = frame.shape[:2]
     pad_left, pad_right = max(0, -x1), max(x1 + side - columns + 1, 0)
     pad_top, pad_bottom = max(0, -y1), max(y1 + side - rows + 1, 0)
+    if pad_left == pad_right == pad_top == pad_bottom == 0:
+        return cv2.resize(frame[y1 : y1 + side, x1 : x1 + side], (output_px, output_px)), output_px / side
     square = np.zeros((side, side, frame.shape[2]), np.uint8)
     if pad_left + pad_right < side and pad_top + pad_bottom < side:
         inside = frame[y1 + pad_top : y1 + side - pad_bottom, x1 + pad_left : x1 + side - pad_right]
