@@ -164,7 +164,10 @@ def success_curve(overlaps: np.ndarray, thresholds: np.ndarray = SUCCESS_THRESHO
     Returns:
         ``[K]`` in [0, 1]. A perfect tracker has 1 everywhere but at threshold 1, which nothing exceeds.
     """
-    return (overlaps[None] > thresholds[:, None]).mean(1) if len(overlaps) else np.zeros(len(thresholds))
+    if not len(overlaps):
+        return np.zeros(len(thresholds))
+    ordered = np.sort(overlaps[~np.isnan(overlaps)])
+    return (len(ordered) - np.searchsorted(ordered, thresholds, side="right")) / len(overlaps)
 
 
 def success_auc(overlaps: np.ndarray) -> float:
@@ -189,7 +192,9 @@ def precision_curve(errors: np.ndarray, thresholds: np.ndarray = PRECISION_THRES
     Returns:
         ``[K]`` in [0, 1].
     """
-    return (errors[None] <= thresholds[:, None]).mean(1) if len(errors) else np.zeros(len(thresholds))
+    if not len(errors):
+        return np.zeros(len(thresholds))
+    return np.searchsorted(np.sort(errors[~np.isnan(errors)]), thresholds, side="right") / len(errors)
 
 
 def precision_at(errors: np.ndarray, threshold: float = 20.0) -> float:

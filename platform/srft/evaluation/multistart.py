@@ -92,7 +92,14 @@ class MultiStart:
     """``[S, 3]`` EAO, accuracy and robustness of each video alone."""
 
 
-def multi_start(results: Sequence[tuple[int, Sequence[tuple[np.ndarray, np.ndarray]]]], *, low: int = LOW, high: int = HIGH) -> MultiStart:
+def multi_start(
+    results: Sequence[tuple[int, Sequence[tuple[np.ndarray, np.ndarray]]]],
+    *,
+    low: int = LOW,
+    high: int = HIGH,
+    grace: int = GRACE,
+    threshold: float = FAILURE_OVERLAP,
+) -> MultiStart:
     """Accuracy, robustness and EAO.
 
     Per video ``R = sum of frames before failures / sum of run lengths`` and ``A = sum of the overlaps there / number of frames
@@ -103,6 +110,8 @@ def multi_start(results: Sequence[tuple[int, Sequence[tuple[np.ndarray, np.ndarr
         results: per video its length and its runs, each as overlaps ``[L]`` and visible flags ``[L]``.
         low: first run length of EAO.
         high: length of the curve.
+        grace: see :func:`failure_frame`.
+        threshold: likewise.
 
     Returns:
         The measures; 0 for what has no frames.
@@ -118,7 +127,7 @@ def multi_start(results: Sequence[tuple[int, Sequence[tuple[np.ndarray, np.ndarr
         if not runs:
             raise ValueError(f"sequence {i} has no anchors, so no runs; expected at least one")
         for overlaps, visible in runs:
-            end = failure_frame(overlaps, visible)
+            end = failure_frame(overlaps, visible, grace=grace, threshold=threshold)
             curve, active = overlap_curve(np.where(np.arange(len(overlaps)) < end, overlaps, 0.0), end < len(overlaps), high)
             sums[i] += curve
             counts[i] += active

@@ -1,0 +1,330 @@
+"""Read files of boxes: fast, in every notation of the field, with messages that say where a bad number stands.
+
+A file has one box per row: numbers separated by commas, tabs, spaces or semicolons; ltwh, ltrb or the eight numbers of four corners;
+whole or broken; ``nan`` where there is no box. A single number in a row is a state of vot-toolkit and means no box either.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+__all__ = ["BoxFormat", "Files", "Result", "parse_columns", "read_results", "to_ltwh"]
+
+BoxFormat = Literal["ltwh", "ltrb", "corners"]
+_PICTURES = {"visible", "infrared", "color", "depth", "img", "evimg", "vis_imgs", "event_imgs", "events", "inter3_stack"}
+_SEPARATOR = re.compile(rb"\s*[,;]\s*|\s+")
+_NULLS = ["nan", "NaN", "NAN", "-nan", "NA"]
+
+
+class Files:
+    """The small files of a folder or of a zip, by path relative to it. Folders of pictures are not entered.
+
+    Args:
+        place: folder or zip.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it is a file and no zip.
+    """
+
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        self.place = Path(place)
+        self._zip: zipfile.ZipFile | None = None
+        if self.place.is_dir():
+            self.paths = sorted(
+                (Path(folder) / name).relative_to(self.place).as_posix() for folder, names in _walk(self.place) for name in names
+            )
+        elif not self.place.exists():
+            raise FileNotFoundError(f"{self.place}: no such folder or zip")
+        elif not zipfile.is_zipfile(self.place):
+            raise ValueError(f"{self.place}: neither a folder nor a zip")
+        else:
+            self._zip = zipfile.ZipFile(self.place)
+            self.paths = sorted(n for n in self._zip.namelist() if not n.endswith("/") and "__MACOSX" not in n)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, or of the zip without its suffix."""
+        return self.place.resolve().name if self._zip is None else self.place.stem
+
+    def read(self, path: str) -> bytes:
+        """Content of one file.
+
+        Args:
+            path: as listed in :attr:`paths`.
+
+        Returns:
+            Its bytes.
+        """
+        if self._zip is not None:
+            return self._zip.read(path)
+        with open(self.place / path, "rb") as file:
+            return file.read()
+
+    def text(self, path: str) -> str:
+        """Content of one file as text.
+
+        Args:
+            path: as listed in :attr:`paths`.
+
+        Returns:
+            Its text.
+        """
+        return self.read(path).decode("utf-8-sig", errors="replace")
+
+
+def _walk(top: Path):
+    for folder, folders, names in os.walk(top):
+        folders[:] = [f for f in folders if f not in _PICTURES and not f.endswith(("_aps", "_dvs", "_voxel"))]
+        yield folder, [n for n in names if n.endswith((".txt", ".csv", ".value", ".bin", ".tag")) or n == "sequence"]
+
+
+def parse_columns(contents: Mapping[str, bytes], *, where: str, states: bool = False) -> dict[str, np.ndarray]:
+    """Numbers of many files at once: files in the same notation are parsed together, which is several times faster than one by one.
+
+    Args:
+        contents: bytes by the sequence's name.
+        where: what to call their origin in messages, such as the tracker.
+        states: a row of a single number in a file of boxes is a state and becomes NaN; the widest row decides the columns.
+
+    Returns:
+        ``[rows, columns]`` float64 by name, NaN where the file says so; ``[0, 0]`` for an empty file.
+    """
+    tables: dict[str, np.ndarray] = {}
+    groups: dict[tuple[bytes, int], dict[str, bytes]] = {}
+    for name, content in contents.items():
+        body = content.strip()
+        first = body[: body.find(b"\n")] if b"\n" in body else body
+        delimiter = next((d for d in (b",", b"\t", b" ", b";") if d in first), b",")
+        columns = first.count(delimiter) + 1
+        if not body:
+            tables[name] = np.zeros((0, 0))
+        elif states and columns == 1:
+            tables[name] = _parse_slowly(name, body, where, states)
+        else:
+            groups.setdefault((delimiter, columns), {})[name] = body
+    for (delimiter, columns), bodies in groups.items():
+        parsed = _parse_together(list(bodies.values()), delimiter, columns)
+        for name, table in zip(bodies, parsed, strict=True) if parsed else ():
+            tables[name] = table
+        if not parsed:
+            for name, body in bodies.items():
+                alone = _parse_together([body], delimiter, columns)
+                tables[name] = alone[0] if alone else _parse_slowly(name, body, where, states)
+    return tables
+
+
+def _parse_together(bodies: list[bytes], delimiter: bytes, columns: int) -> list[np.ndarray] | None:
+    # One table per body; None if any of them is not plain rows of that many numbers.
+    import pyarrow as pa
+    from pyarrow import csv
+
+    together = b"\n".join(bodies)
+    ends = np.cumsum([len(body) + 1 for body in bodies])
+    breaks = np.flatnonzero(np.frombuffer(together, np.uint8) == ord("\n"))
+    rows = np.searchsorted(breaks, ends - 1, side="left")  # line breaks before each body's end
+    bounds = np.concatenate([[0], rows + 1])
+    names = [str(i) for i in range(columns)]
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(together),
+            read_options=csv.ReadOptions(column_names=names),
+            parse_options=csv.ParseOptions(delimiter=delimiter.decode(), quote_char=False),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64()), null_values=_NULLS),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != bounds[-1]:  # blank lines inside
+        return None
+    whole = np.empty((table.num_rows, columns))
+    for i, column in enumerate(table.columns):
+        whole[:, i] = column.to_numpy()
+    return [whole[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _parse_slowly(name: str, body: bytes, where: str, states: bool) -> np.ndarray:
+    # Row by row: for files in mixed notation, and to say where a bad one is wrong.
+    rows: list[list[float]] = []
+    lines: list[int] = []
+    for i, line in enumerate(body.splitlines(), 1):
+        if not line.strip():
+            continue
+        parts = _SEPARATOR.split(line.strip().strip(b",;"))
+        try:
+            rows.append([float(part) for part in parts])
+        except ValueError:
+            raise ValueError(f"{where}, sequence {name}, line {i}: {line.decode(errors='replace')!r}; expected numbers") from None
+        lines.append(i)
+    width = max(map(len, rows)) if states else len(rows[0])
+    for i, row in zip(lines, rows, strict=True):
+        if len(row) == 1 < width and states:
+            row[:] = [np.nan] * width
+        if len(row) != width:
+            raise ValueError(f"{where}, sequence {name}, line {i}: {len(row)} numbers; expected {width} as in the other lines")
+    return np.array(rows)
+
+
+def to_ltwh(table: np.ndarray, boxes: BoxFormat | None, *, source: str, corner_pixel: bool = True) -> np.ndarray:
+    """Boxes of a table of numbers.
+
+    Args:
+        table: ``[T, 4]``, ``[T, 5]`` with a confidence last, or ``[T, 8]`` corners x1, y1, ..., x4, y4.
+        boxes: notation; None is corners for eight columns and ltwh otherwise.
+        source: for messages.
+        corner_pixel: the right and bottom numbers are the last pixel of the box, so widths have one more. The kit of RGBT234
+            takes them without.
+
+    Returns:
+        ``[T, 4]`` ltwh.
+
+    Raises:
+        ValueError: the number of columns does not fit.
+    """
+    columns = table.shape[1]
+    boxes = boxes or ("corners" if columns == 8 else "ltwh")
+    if not len(table):
+        return np.zeros((0, 4))
+    if columns not in ((8,) if boxes == "corners" else (4, 5)):
+        raise ValueError(f"{source}: {columns} columns; expected {'8' if boxes == 'corners' else '4'} for {boxes} boxes")
+    if boxes == "ltwh":
+        return table[:, :4]
+    if boxes == "ltrb":
+        low, high = table[:, :2], table[:, 2:4]
+    else:
+        corners = table.reshape(len(table), 4, 2)
+        low, high = corners.min(1), corners.max(1)
+    return np.concatenate([low, high - low + (1 if corner_pixel else 0)], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a tracker wrote about one sequence."""
+
+    runs: Mapping[int, np.ndarray]
+    """Boxes ``[R, 4]`` ltwh by the frame where the tracker was started: 0 alone in one-pass evaluation."""
+    confidences: np.ndarray | None = None
+    """``[R]`` of a long-term tracker."""
+
+
+_SIDE_FILES = ("_time", "_confidence", "_all_boxes", "_all_scores", "_object_presence_scores", "_scores")
+
+
+def read_results(
+    files: Files,
+    sequences: Sequence[str],
+    *,
+    tracker: str,
+    boxes: BoxFormat | None = None,
+    anchors: bool = False,
+    corner_pixel: bool = True,
+) -> dict[str, Result]:
+    """Results of one tracker.
+
+    A sequence's file is ``SEQ.txt``, ``SEQ_001.txt`` or the same after a prefix that all files share; vot-toolkit's
+    ``SEQ/SEQ_001.txt`` with ``SEQ_001_confidence.value`` beside it; or, with anchors, ``SEQ_00000050.txt`` or ``.bin`` for each.
+
+    Args:
+        files: folder or zip.
+        sequences: which ones to look for.
+        tracker: its name, for messages.
+        boxes: notation; by the number of columns when None.
+        anchors: read the runs of a multistart experiment.
+        corner_pixel: see :func:`to_ltwh`.
+
+    Returns:
+        Result by sequence; without those that have no file.
+    """
+    found: dict[str, str] = {}
+    for path in files.paths:
+        pure = PurePosixPath(path)
+        if pure.suffix in (".txt", ".csv", ".bin") and not pure.stem.endswith(_SIDE_FILES):
+            found.setdefault(pure.stem, path)
+    if anchors:
+        return _anchored(files, sequences, found, tracker, boxes)
+    first, last = min(found, default=""), max(found, default="")
+    prefix = first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)]
+    candidates = [""] + [prefix[:i] for i in range(len(prefix), 0, -1)]
+    places = {}
+    for sequence in sequences:
+        names = (f"{start}{sequence}{end}" for end in ("", "_001") for start in candidates)
+        if match := next((found[name] for name in names if name in found), None):
+            places[sequence] = match
+    tables = _tables(files, places, tracker)
+    known = set(files.paths)
+    results = {}
+    for sequence, table in tables.items():
+        stem = places[sequence].rpartition(".")[0]
+        scores = next((p for p in (f"{stem}_confidence.value", f"{stem}_confidence.txt") if p in known), None)
+        confidences = table[:, 4] if table.shape[1] == 5 else None
+        if scores:
+            confidences = _confidences(files.text(scores), len(table), f"{tracker}, sequence {sequence}, {scores}")
+        source = f"{tracker}, sequence {sequence}"
+        results[sequence] = Result(runs={0: to_ltwh(table, boxes, source=source, corner_pixel=corner_pixel)}, confidences=confidences)
+    return results
+
+
+def _anchored(files: Files, sequences: Sequence[str], found: Mapping[str, str], tracker: str, boxes: BoxFormat | None) -> dict[str, Result]:
+    places = {}
+    for stem, path in found.items():
+        name, _, anchor = stem.rpartition("_")
+        if len(anchor) == 8 and anchor.isdigit():
+            places[name, int(anchor)] = path
+    wanted = set(sequences)
+    keys = {f"{name} from frame {anchor}": (name, anchor) for name, anchor in places if name in wanted}
+    tables = _tables(files, {key: places[pair] for key, pair in keys.items()}, tracker)
+    runs: dict[str, dict[int, np.ndarray]] = {}
+    for key, (name, anchor) in sorted(keys.items(), key=lambda item: item[1]):
+        runs.setdefault(name, {})[anchor] = to_ltwh(tables[key], boxes, source=f"{tracker}, sequence {key}")
+    return {name: Result(runs=r) for name, r in runs.items()}
+
+
+def _tables(files: Files, places: Mapping[str, str], tracker: str) -> dict[str, np.ndarray]:
+    contents = {name: files.read(path) for name, path in places.items()}
+    binary = {n: _trajectory(c, f"{tracker}, sequence {n}") for n, c in contents.items() if places[n].endswith(".bin")}
+    text = parse_columns({n: c for n, c in contents.items() if n not in binary}, where=tracker, states=True)
+    tables = {**text, **binary}
+    return {name: tables[name] if tables[name].size else np.zeros((0, 4)) for name in places}
+
+
+def _confidences(text: str, rows: int, source: str) -> np.ndarray:
+    # One number a line; a blank line, as the first one is, stands for 0.
+    try:
+        values = np.array([float(line) if line.strip() else 0.0 for line in text.splitlines()])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; expected one number a line") from None
+    if len(values) == rows - 1:  # the frame of the start has no line
+        values = np.concatenate([[0.0], values])
+    if len(values) != rows:
+        raise ValueError(f"{source}: {len(values)} confidences; expected {rows}, one per box")
+    return values
+
+
+def _trajectory(content: bytes, source: str) -> np.ndarray:
+    # vot-toolkit's binary file: int16, uint32 count, then per row a type byte and its numbers.
+    stream = io.BytesIO(content)
+    rows = []
+    try:
+        _, count = struct.unpack("<hI", stream.read(6))
+        for _ in range(count):
+            kind = stream.read(1)[0]
+            if kind == 0:
+                stream.read(4)
+                rows.append([np.nan] * 4)
+            elif kind == 1:
+                rows.append(list(struct.unpack("<ffff", stream.read(16))))
+            else:
+                raise ValueError(f"{source}: row {len(rows) + 1} is a region of type {kind}; expected rectangles")
+    except (struct.error, IndexError):
+        raise ValueError(f"{source}: the file ends in row {len(rows) + 1}; write it anew") from None
+    return np.array(rows)
