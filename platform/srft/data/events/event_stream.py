@@ -20,7 +20,6 @@ __all__ = ["MAGIC", "open_event_stream"]
 MAGIC = b"Event Stream"
 _HEADER = 20
 _KINDS = {1: "DVS", 2: "ATIS"}
-_REST = np.arange(5)
 
 
 def open_event_stream(path: Path, chunk: int) -> EventStream:
@@ -64,47 +63,51 @@ def open_event_stream(path: Path, chunk: int) -> EventStream:
 def _decode(data: np.ndarray, time: int, *, atis: bool) -> tuple[np.ndarray, np.ndarray, int, int]:
     # Events, where each starts, bytes used and the time after them. `data` starts where a group may start.
     low = 0xFC if atis else 0xFE
-    single, starts, used = _groups(data, low)
-    # Time: of the event before, plus what the single bytes since then say, plus the event's own.
-    passed = data[single].astype(np.int64) - low
-    passed *= 63 if atis else 127
-    first = data[starts]
-    since = np.concatenate([[0], np.cumsum(passed)])
-    own = np.cumsum(first >> (2 if atis else 1), dtype=np.int64)
-    when = time + own + since[np.searchsorted(single, starts)]
-    last = time + (int(own[-1]) if len(own) else 0) + int(since[-1])
-    body = data[starts[:, None] + _REST[1:]].view("<u2")
-    events = np.empty(len(starts), EVENT_DTYPE)
-    events["t"], events["x"], events["y"], events["p"] = when, body[:, 0], body[:, 1], (first >> 1 if atis else first) & 1
-    if atis:
-        light = (first & 1) == 0
-        events, starts = events[light], starts[light]
-    return events, starts, used, last
-
-
-def _groups(data: np.ndarray, low: int) -> tuple[np.ndarray, np.ndarray, int]:
-    # Where the single bytes are, where the groups of five start, and how many bytes both take.
-    #
-    # Between two single bytes all groups start at one remainder modulo 5, and each single byte moves it on by one. So after a candidate
-    # (any byte that would be single if a group could start there) the next single byte is the next candidate of the next remainder: one
-    # table of successors, found for all candidates at once, which is then followed from the first byte.
-    candidates = np.flatnonzero(data >= low)
-    phase = candidates % 5
-    entry = np.concatenate([[0], candidates + 1])  # where the reader is at first, and after each candidate
-    following = np.full(len(entry), len(candidates))
-    for remainder in range(5):
-        of_phase = np.flatnonzero(phase == remainder)
-        here = np.flatnonzero(entry % 5 == remainder)
-        k = np.searchsorted(candidates[of_phase], entry[here])
-        following[here] = np.append(of_phase, len(candidates))[k]
-    path, successor, now = [], (following + 1).tolist(), 0
-    end = len(entry)
-    while (now := successor[now]) < end:
-        path.append(now)
-    single = candidates[np.array(path, np.int64) - 1]
+    single = _single_bytes(data, low)
     # Groups fill the space between single bytes; the last space may end with a part of one.
     begin = np.concatenate([[0], single + 1])
     number = (np.append(single, len(data)) - begin) // 5
     before = np.cumsum(number) - number
     starts = np.repeat(begin - 5 * before, number) + 5 * np.arange(int(number.sum()))
-    return single, starts, int(begin[-1] + 5 * number[-1])
+    # Time: of the event before, plus what the single bytes since then say, plus the event's own.
+    passed = np.concatenate([[time], (data[single].astype(np.int64) - low) * (63 if atis else 127)])
+    np.cumsum(passed, out=passed)
+    first = data[starts]
+    when = np.cumsum(first >> (2 if atis else 1), dtype=np.int64)
+    last = int(passed[-1]) + (int(when[-1]) if len(when) else 0)
+    when += np.repeat(passed, number)
+    pairs = np.ndarray(max(len(data) - 1, 0), "<u2", data.data, strides=(1,))  # each two neighbours as one number
+    events = np.empty(len(starts), EVENT_DTYPE)
+    events["t"], events["x"], events["y"], events["p"] = when, pairs[starts + 1], pairs[starts + 3], (first >> 1 if atis else first) & 1
+    if atis:
+        light = (first & 1) == 0
+        events, starts = events[light], starts[light]
+    return events, starts, int(begin[-1] + 5 * number[-1]), last
+
+
+def _single_bytes(data: np.ndarray, low: int) -> np.ndarray:
+    # Where the single bytes are.
+    #
+    # Between two single bytes all groups start at one remainder modulo 5. So whoever reads on from byte i meets its next single byte at the
+    # next candidate (a byte that would be single if a group could start there) with the remainder of i, and after it those that follow
+    # without a gap. One table, for the start and for the end of every run of candidates, of where that leads; then a walk along it.
+    candidates = np.flatnonzero(data >= low)
+    if not len(candidates):
+        return candidates
+    ends = np.flatnonzero(np.diff(candidates, append=candidates[-1] + 2) > 1)  # the last candidates of the runs
+    run = np.searchsorted(ends, np.arange(len(candidates)))
+    entry = np.concatenate([[0], candidates[ends] + 1])
+    met = np.full(len(entry), len(candidates))
+    for remainder in range(5):
+        of_remainder = np.flatnonzero(candidates % 5 == remainder)
+        here = np.flatnonzero(entry % 5 == remainder)
+        met[here] = np.append(of_remainder, len(candidates))[np.searchsorted(candidates[of_remainder], entry[here])]
+    successor = np.append(run, -1)[met].tolist()  # in which run; entry k + 1 follows run k
+    walked, now = [], 0
+    while (k := successor[now]) >= 0:
+        walked.append(now)
+        now = k + 1
+    first = met[walked]
+    number = ends[run[first]] - first + 1
+    before = np.cumsum(number) - number
+    return candidates[np.repeat(first - before, number) + np.arange(int(number.sum()))]

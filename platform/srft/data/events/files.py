@@ -15,7 +15,7 @@ __all__ = ["open_events", "read_events"]
 _TEXT = (".csv", ".txt", ".tsv")
 
 
-def open_events(path: str | Path, *, size: tuple[int, int] | None = None, chunk: int = 1 << 22) -> EventStream:
+def open_events(path: str | Path, *, size: tuple[int, int] | None = None, chunk: int = 1 << 20) -> EventStream:
     """Open an event recording of any known format; its events are read when its chunks are iterated.
 
     Args:

@@ -156,7 +156,7 @@ def _continued(values: np.ndarray, last: int, bits: int) -> np.ndarray:
 
 def _latest(where: np.ndarray, values: np.ndarray, before: int, at: np.ndarray) -> np.ndarray:
     # For words `at` the value of the last word in the mask `where` up to them, or `before`.
-    return np.concatenate([[before], values])[np.cumsum(where)[at]]
+    return np.concatenate([[before], values])[np.cumsum(where, dtype=np.int32)[at]]
 
 
 def _evt2(words: np.ndarray, state: _State) -> _Decoded:
@@ -185,7 +185,7 @@ def _evt3(words: np.ndarray, state: _State) -> _Decoded:
     time_before = state.high << 12 | state.low if state.high >= 0 else -1
     clock, times = _evt3_clock(kind, payload, state)
     is_row, is_base = kind == 0, kind == 3
-    vector = np.zeros(16, np.int64)
+    vector = np.zeros(16, np.int32)
     vector[4], vector[5] = 12, 8
     at = np.flatnonzero((kind == 2) | (kind == 4) | (kind == 5))
     single = kind[at] == 2
@@ -194,7 +194,7 @@ def _evt3(words: np.ndarray, state: _State) -> _Decoded:
     rows = payload[is_row].astype(np.int64) & 0x7FF
     row = _latest(is_row, rows, state.y, at)
     # A vector starts where the last base said, moved on by the lengths of the vectors since.
-    moved = np.cumsum(vector[kind])
+    moved = np.cumsum(vector[kind], dtype=np.int32)
     bases = (payload[is_base].astype(np.int64) & 0x7FF) - moved[is_base]
     ups = payload[is_base].astype(np.int64) >> 11
     column = np.where(single, payload[at] & 0x7FF, _latest(is_base, bases, state.base, at) + moved[at] - vector[kind[at]])
@@ -202,11 +202,12 @@ def _evt3(words: np.ndarray, state: _State) -> _Decoded:
     valid = np.where(single, 1, np.where(kind[at] == 5, payload[at] & 0xFF, payload[at])).astype("<u2")
     valid[(when < 0) | (row < 0)] = 0
 
-    # One row of 16 bits per emitting word; set bits in reading order are the events in the order of the stream.
-    set_bits = np.flatnonzero(np.unpackbits(valid.view(np.uint8), bitorder="little"))
-    word = set_bits >> 4
+    # Each word emits its set bits from the lowest; those of all vectors in a row are the events of vectors in the order of the stream.
+    word = np.repeat(np.arange(len(at)), np.bitwise_count(valid))
+    along = np.zeros(len(word), np.uint16)
+    along[~single[word]] = np.flatnonzero(np.unpackbits(valid[~single].view(np.uint8), bitorder="little")) & 15
     events = np.empty(len(word), EVENT_DTYPE)
-    events["t"], events["x"], events["y"], events["p"] = when[word], column[word] + (set_bits & 15), row[word], up[word]
+    events["t"], events["x"], events["y"], events["p"] = when[word], column[word] + along, row[word], up[word]
 
     if len(rows):
         state.y = int(rows[-1])
