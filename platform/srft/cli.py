@@ -11,11 +11,13 @@ import tyro
 
 from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
+from srft.commands.events import Events
 from srft.commands.train import Train
 
 Command = (
     Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )  # fmt: skip
 
@@ -29,7 +31,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command with --resume goes on")
+        sys.exit("stopped; the same command goes on (srft train: with --resume)")
 
 
 if __name__ == "__main__":

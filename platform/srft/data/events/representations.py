@@ -110,7 +110,8 @@ def polarity_image(events: np.ndarray, height: int, width: int) -> np.ndarray:
         ``[H, W, 3]`` uint8.
     """
     image = np.zeros((height, width, 3), np.uint8)
-    image[..., 2::-2] = _SATURATION[np.minimum(count_image(events, height, width), 8)].transpose(1, 2, 0)
+    for channel, counts in zip((2, 0), count_image(events, height, width), strict=True):
+        image[..., channel] = np.take(_SATURATION, counts, mode="clip")
     return image
 
 
@@ -192,9 +193,9 @@ def time_surface(
         raise ValueError(f"tau is {tau} microseconds; expected more than 0")
     slots = _slots(events, height, width)
     times, length = _window(events, start, stop)
-    last = np.full(2 * height * width, -np.inf)
-    last[slots] = times  # the last assignment to a pixel stays, and events are sorted
-    return np.exp((last - length) / tau).astype(np.float32).reshape(2, height, width)
+    surface = np.zeros(2 * height * width, np.float32)
+    surface[slots] = np.exp((times - length) / tau)  # the last assignment to a pixel stays, and events are sorted
+    return surface.reshape(2, height, width)
 
 
 def voxel_grid(
@@ -231,10 +232,10 @@ def voxel_grid(
     sign = np.where(up, 1.0, -1.0)
     slots -= up * size
     slots += bin_ * size
-    later = place * sign
-    grid = np.bincount(slots, sign - later, minlength=(bins + 1) * size)
-    grid += np.bincount(slots + size, later, minlength=(bins + 1) * size)
-    return grid[: bins * size].reshape(bins, height, width).astype(np.float32)
+    if bins > 1:
+        later = place * sign
+        slots, sign = np.concatenate([slots, slots + size]), np.concatenate([sign - later, later])
+    return np.bincount(slots, sign, minlength=bins * size).reshape(bins, height, width).astype(np.float32)
 
 
 REPRESENTATIONS: dict[str, Callable[..., np.ndarray]] = {
