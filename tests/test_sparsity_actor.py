@@ -39,6 +39,17 @@ def test_absentees_are_named_and_windows_do_not_mix() -> None:
     assert actor.status() == {"received": 3, "windows": [(1, 10, [0]), (1, 20, [1]), (2, 10, [2])]}
 
 
+def test_newest_is_the_last_window_that_all_ranks_are_in() -> None:
+    actor = SparsityActor()
+    assert actor.newest() is None
+    for rank in range(2):
+        actor.push(1, 10, rank, sketch(rank).to_bytes())
+    actor.push(1, 20, 0, sketch(2).to_bytes())
+    assert actor.newest() == MergedStatistics.of(10, sketch(0) + sketch(1)).to_bytes()
+    actor.push(1, 20, 1, sketch(3).to_bytes())
+    assert actor.newest() == MergedStatistics.of(20, sketch(2) + sketch(3)).to_bytes()
+
+
 def test_memory_is_bounded() -> None:
     actor = SparsityActor(windows_kept=4)
     for step in range(100):
@@ -81,6 +92,7 @@ def test_replicas_agree_whatever_happens_to_the_actor(ray_cluster: Any, caplog: 
     import ray
 
     actor = start("exchange-test")
+    ray.get(actor.status.remote(), timeout=60)  # Its process may take long to start on a busy machine.
     channel = Broadcast(2)
     exchanges = [
         RayExchange(actor=actor, attempt=1, rank=rank, world_size=2, refresh=10, broadcast=channel.of(rank), patience=5.0)

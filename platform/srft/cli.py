@@ -12,12 +12,14 @@ import tyro
 from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
+from srft.commands.sparsity import Sparsity
 from srft.commands.train import Train
 
 Command = (
     Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
+    | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )  # fmt: skip
 

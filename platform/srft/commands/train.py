@@ -85,7 +85,6 @@ def run(command: Train) -> None:
     if config.workers == 1:
         train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
     else:
-        step.prepare(config, cache)
         with cluster(dashboard=True):
             train(config, entry, directory=command.out, on_epoch=show, resume=command.resume)
     print(f"best checkpoint  {checkpoint.best(command.out)}")

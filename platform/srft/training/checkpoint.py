@@ -27,6 +27,8 @@ from srft.files import environment, sha256, sync, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from srft.method.sparsity import MergedStatistics
+
 __all__ = [
     "Checkpoint", "CheckpointError", "Meta", "Progress", "aside_of", "begin", "best", "claim", "commit", "config_of", "discard",
     "history", "latest", "load", "read_meta",
@@ -78,6 +80,17 @@ class Checkpoint:
     def tensors(self) -> Path:
         """Folder of the optimizer's tensors."""
         return self.path / TENSORS
+
+    def statistics(self) -> MergedStatistics | None:
+        """Gradient statistics that the run had last.
+
+        Returns:
+            Those; None before the first.
+        """
+        from srft.method.sparsity import MergedStatistics
+
+        data = self.state.get("method", {}).get("statistics")
+        return MergedStatistics.from_bytes(data) if data else None
 
 
 def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.config import ConfigError, TrainConfig
-from srft.files import write_json
 from srft.training import checkpoint, sparsity_actor
 from srft.training.cluster import check_resources
 
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "train"]
 
 log = logging.getLogger(__name__)
-
-ACTOR = "actor.json"
-"""File of a run directory that names its sparsity actor while workers train."""
 
 _RAY_TRAIN_ENVIRONMENT = {
     # Polls of the workers; also how soon a dead one is noticed.
@@ -171,7 +167,7 @@ def _train_with_ray(
 
     # In a thread: reports are handled here, where Ray Tune expects them, while the run goes on.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    write_json(directory / ACTOR, {"run": run_name, "address": ray.get_runtime_context().gcs_address})
+    announced = sparsity_actor.announce(directory, run_name)
     thread.start()
     newest = max((record["epoch"] for record in checkpoint.history(directory)), default=-1)
     give_up = math.inf
@@ -194,7 +190,7 @@ def _train_with_ray(
                     newest = epoch_report.epoch
                     report(epoch_report)
     finally:
-        (directory / ACTOR).unlink(missing_ok=True)
+        announced.unlink(missing_ok=True)
         reports.shutdown(force=True)
         ray.kill(actor)
     last = outcome.get("error") or outcome["last"]

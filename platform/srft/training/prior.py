@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from srft.config import PriorEstimator, TrainConfig
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Sequence
 from srft.data.synthetic import WORLD_VERSION, sequences
-from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, weights_hash
+from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, merge_priors, weights_hash
 from srft.method.groups import groups_of
 from srft.method.kronecker import estimate_prior_kronecker
 from srft.method.paradigms import select_trainable, what_trains
@@ -24,6 +25,7 @@ from srft.method.streaming import estimate_prior_streaming
 from srft.model.losses import center_label_loss, tracking_loss
 from srft.model.pretrained import load_tracker, two_stream_sources
 from srft.model.tracker import MultiModalTracker
+from srft.training.worker import Worker
 
 log = logging.getLogger(__name__)
 _SOURCE_SEQUENCES = 32
@@ -35,13 +37,14 @@ _ESTIMATORS: dict[PriorEstimator, Callable[..., PriorSensitivity]] = {
 }
 
 
-def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -> PriorSensitivity:
-    """The prior of a run's pre-trained RGB tracker, from the cache or estimated now.
+def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, worker: Worker | None = None) -> PriorSensitivity:
+    """The prior of a run's pre-trained RGB tracker, from the cache or estimated now; each worker takes a share of the samples.
 
     Args:
         config: the run; its weights, source data, Fisher settings and trainable parameters are the prior's identity.
         cache: folder of priors and rendered sequences.
         rank: eigenpairs kept per operation [K]; None keeps enough for any usual run, which uses its first ``srft.rank``.
+        worker: which worker this is; all of them call this.
 
     Returns:
         The prior of the single-stream tracker. A cached file that is damaged or belongs to other weights is a ValueError.
@@ -55,27 +58,37 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None) -
     kind = f"{srft.estimator}-{srft.fisher}{'-diagonal' if diagonal else ''}"
     variant = f"{kind}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
-    if path.exists():
+    worker = worker or Worker()
+    if worker.gather(path.exists())[0]:
         return load_prior(path, base_hash=identity)
     train = tuple(sequences("source-train", _SOURCE_SEQUENCES, seed=data.world_seed, length=data.length, cache=cache))
+    pairs = _SourcePairs(single, train, config, worker)
     trainable = select_trainable(single, "full", freeze_head=freeze_head)
     parameters = dict(single.named_parameters())
     log.info("estimating the prior sensitivity from %d source pairs", srft.fisher_samples)
-    prior = _ESTIMATORS[srft.estimator](
+    estimate = functools.partial(
+        _ESTIMATORS[srft.estimator],
         single,
         _empirical_loss if srft.fisher == "empirical" else _sampled_loss,
-        _SourcePairs(single, train, config),
-        rank=rank,
+        pairs,
         fisher_type=srft.fisher,
         groups=groups_of({name: parameters[name] for name in trainable}),
         data=f"synthetic source-train, world {data.world_seed}",
-        seed=data.world_seed,
-        dtype=torch.bfloat16,
+        seed=data.world_seed + (0 if srft.estimator == "kronecker" else worker.rank),  # Its random products are those of all workers.
         diagonal=diagonal,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prior.save(path)
-    return prior
+    if worker.world_size == 1:
+        prior = estimate(rank=rank, dtype=torch.bfloat16)
+    elif srft.estimator == "kronecker":
+        prior = estimate(rank=rank, dtype=torch.bfloat16, gather=worker.gather)
+    else:  # A share that keeps all of its eigenpairs loses nothing; a stream keeps twice what is asked for.
+        share = estimate(rank=len(pairs) if srft.estimator == "exact" else 2 * rank, dtype=torch.float32)
+        prior = merge_priors(worker.gather(share), rank=rank, dtype=torch.bfloat16)
+    if worker.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prior.save(path)
+    worker.gather(None)  # The same file for all, whatever rounding their own merging had.
+    return load_prior(path, base_hash=identity)
 
 
 def wants_prior(config: TrainConfig) -> bool:
@@ -122,10 +135,10 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
 
 
 class _SourcePairs:
-    """Pairs that a prior is estimated from: the same each time that they are gone through, one at a time in memory."""
+    """A worker's share of the pairs that a prior is estimated from, the same each time; one at a time in memory."""
 
-    def __init__(self, network: MultiModalTracker, train: tuple[Sequence, ...], config: TrainConfig) -> None:
-        self.count = config.srft.fisher_samples
+    def __init__(self, network: MultiModalTracker, train: tuple[Sequence, ...], config: TrainConfig, worker: Worker) -> None:
+        self.share = range(worker.rank, config.srft.fisher_samples, worker.world_size)
         self.sampler = PairSampler(
             sequences=tuple(s for s in train if s.shortest_gap <= config.data.max_gap),
             arch=network.arch,
@@ -135,8 +148,11 @@ class _SourcePairs:
             scale_jitter=config.data.scale_jitter,
         )
 
+    def __len__(self) -> int:
+        return len(self.share)
+
     def __iter__(self) -> Iterator[Batch]:
-        return (self.sampler.batch(0, i, 1) for i in range(self.count))
+        return (self.sampler.batch(0, i, 1) for i in self.share)
 
 
 def _empirical_loss(network: nn.Module, sample: Batch) -> Tensor:

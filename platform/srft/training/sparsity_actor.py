@@ -9,20 +9,25 @@ The actor itself needs numpy only: sketches travel as the bytes of ``srft.method
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from srft.files import write_json
 from srft.method.sparsity import MergedStatistics, Sketch, merge
 
-__all__ = ["NAMESPACE", "Answer", "RayExchange", "SparsityActor", "actor_name", "ending", "find", "start"]
+__all__ = ["NAMESPACE", "Answer", "RayExchange", "SparsityActor", "actor_name", "announce", "ending", "find", "of_running", "start"]
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "srft"
+ANNOUNCED = "actor.json"
+"""File of a run's directory that says where its actor is while workers train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +166,52 @@ def find(run_name: str) -> Any:
         return ray.get_actor(actor_name(run_name), namespace=NAMESPACE)
     except ValueError:
         raise ValueError(f"no sparsity actor of a run named {run_name!r} in this Ray cluster; is the run still training?") from None
+
+
+def announce(directory: Path, run_name: str) -> Path:
+    """Leave word in a run's directory where its actor is, for :func:`of_running`.
+
+    Args:
+        directory: of the run.
+        run_name: that the actor was started for.
+
+    Returns:
+        The file, to be removed when the run ends.
+    """
+    import ray
+
+    write_json(directory / ANNOUNCED, {"run": run_name, "address": ray.get_runtime_context().gcs_address})
+    return directory / ANNOUNCED
+
+
+def of_running(directory: Path, patience: float = 10.0) -> MergedStatistics | None:
+    """The newest statistics of a run that several workers train now, asked from outside.
+
+    Args:
+        directory: of the run.
+        patience: seconds to wait for the actor.
+
+    Returns:
+        The statistics; None if the run trains no more, or has none yet.
+    """
+    import ray
+
+    try:
+        where = json.loads((directory / ANNOUNCED).read_text())
+    except FileNotFoundError:
+        return None
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            ray.init(address=where["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        data = ray.get(find(where["run"]).newest.remote(), timeout=patience)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        log.warning("%s: the run's sparsity actor does not answer (%s); looking at its checkpoints", directory, type(error).__name__)
+        return None
+    finally:
+        if ours:
+            ray.shutdown()
+    return MergedStatistics.from_bytes(data) if data else None
 
 
 def ending(actor: Any, patience: float = 1.0) -> bool:

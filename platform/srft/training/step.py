@@ -82,17 +82,22 @@ def fine_tune(
     return report
 
 
-def prepare(config: TrainConfig, cache: Path) -> tuple[Domain, PriorSensitivity | None]:
-    """Load a run's sequences and prior, or make and keep them.
+def prepare(config: TrainConfig, cache: Path, worker: Worker | None = None) -> tuple[Domain, PriorSensitivity | None]:
+    """Load a run's sequences and prior, or make and keep them; all workers together.
 
     Args:
         config: the run.
-        cache: folder of both.
+        cache: folder of both, on storage shared by all workers.
+        worker: which worker this is.
 
     Returns:
         The sequences, and the prior if the run needs one.
     """
-    return load_domain(config.data, cache), source_prior(config, cache) if wants_prior(config) else None
+    worker = worker or Worker()
+    domain = load_domain(config.data, cache) if worker.rank == 0 else None
+    worker.gather(None)  # The first makes what is missing.
+    domain = domain or load_domain(config.data, cache)
+    return domain, source_prior(config, cache, worker=worker) if wants_prior(config) else None
 
 
 def run(
@@ -108,7 +113,7 @@ def run(
 
     Args:
         config: the run.
-        cache: folder of rendered sequences and priors, shared by runs; prepare it once before several processes use it.
+        cache: folder of rendered sequences and priors, shared by runs.
         directory: of the checkpoints.
         worker: which worker this is.
         on_epoch: called after each epoch.
@@ -117,7 +122,7 @@ def run(
     Returns:
         The last epoch's report.
     """
-    domain, prior = prepare(config, cache)
+    domain, prior = prepare(config, cache, worker)
     return fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=on_epoch, resume=resume)
 
 
