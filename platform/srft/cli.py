@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from srft.commands.convert import Convert
 from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
@@ -16,7 +17,8 @@ from srft.commands.sparsity import Sparsity
 from srft.commands.train import Train
 
 Command = (
-    Annotated[Data, tyro.conf.subcommand("data")]
+    Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
