@@ -191,6 +191,25 @@ def test_hdf5_layouts(tmp_path):
         ev.open_events(write(tmp_path, "cut.h5", whole[: len(whole) // 2]))
 
 
+def test_hdf5_compressed_as_dsec_is_and_damaged_inside(tmp_path):
+    h5py, hdf5plugin = pytest.importorskip("h5py"), pytest.importorskip("hdf5plugin")
+    c = columns(EXAMPLE * 1000)
+    c["t"] = np.arange(len(c["t"]))
+    with h5py.File(tmp_path / "blosc.h5", "w") as file:
+        for name in "txyp":
+            file.create_dataset(f"events/{name}", data=c[name], chunks=(1000,), **hdf5plugin.Blosc(cname="zstd"))
+    events = ev.read_events(tmp_path / "blosc.h5").events
+    assert all(np.array_equal(events[name], c[name]) for name in "txyp")
+    with h5py.File(tmp_path / "gzip.h5", "w") as file:
+        for name in "txyp":
+            file.create_dataset(f"events/{name}", data=c[name], chunks=(1000,), compression="gzip")
+        place = file["events/t"].id.get_chunk_info(3).byte_offset
+    data = bytearray((tmp_path / "gzip.h5").read_bytes())
+    data[place : place + 100] = bytes(100)
+    with pytest.raises(ValueError, match=r"damaged\.h5: events: cannot be read .*either the file is damaged, or its compression"):
+        ev.read_events(write(tmp_path, "damaged.h5", bytes(data)))
+
+
 def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     path = write(tmp_path, "events.h5", b"\x89HDF\r\n\x1a\n" + bytes(100))

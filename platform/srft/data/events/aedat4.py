@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def frame_clock(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Times ``[T]`` (middle of the exposures) and exposures ``[T, 2]`` (start, end), int64 microseconds, sorted; T is 0 without frames.
     """
-    times, exposures = _clock([packet["frame"] for packet in _packets(path) if "frame" in packet])
+    times, exposures = _clock(packet["frame"] for packet in _packets(path) if "frame" in packet)
     order = np.argsort(times, kind="stable")
     return times[order], exposures[order]
 
@@ -107,10 +107,10 @@ def read_aedat4(path: str | Path) -> Recording:
     return Recording(frames=frames, frame_times=times, events=joined, exposures=exposures)
 
 
-def _clock(frames: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    times = np.array([frame["t"] for frame in frames], np.int64)
-    exposures = np.array([(frame["exposure_begin_t"], frame["exposure_end_t"]) for frame in frames], np.int64).reshape(-1, 2)
-    return times, exposures
+def _clock(frames: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    table = [(frame["t"], frame["exposure_begin_t"], frame["exposure_end_t"]) for frame in frames]  # without the pixels
+    times = np.array(table, np.int64).reshape(-1, 3)
+    return times[:, 0], times[:, 1:]
 
 
 def _events(packet: dict[str, Any]) -> np.ndarray:
