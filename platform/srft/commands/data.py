@@ -8,11 +8,15 @@ from typing import Annotated
 
 import tyro
 
+from srft.commands.data_check import Check
+from srft.commands.data_layouts import Layouts
 from srft.commands.data_preview import Preview
 from srft.commands.data_synth import Synth
 
 DataCommand = (
-    Annotated[Preview, tyro.conf.subcommand("preview")]
+    Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Layouts, tyro.conf.subcommand("layouts")]
+    | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Synth, tyro.conf.subcommand("synth")]
 )  # fmt: skip
 
