@@ -14,6 +14,7 @@ from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
 from srft.commands.sparsity import Sparsity
+from srft.commands.track import Track
 from srft.commands.train import Train
 
 Command = (
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
+    | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )  # fmt: skip
 
