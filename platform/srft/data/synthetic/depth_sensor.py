@@ -66,7 +66,7 @@ def place_in_depth(rng: np.random.Generator, scene: Scene) -> DepthScene:
         target = np.full(len(scene), near)
     elif situation == "out of range":
         target = rng.uniform(7.6, 9.0) * size.max() / size
-    gaps = [rng.uniform(0.001, 0.004) if touching else rng.choice([rng.uniform(0.02, 0.08), rng.uniform(0.2, 0.8)]) for _ in scene.others]
+    gaps = [rng.uniform(0.0002, 0.001) if touching else rng.choice([rng.uniform(0.02, 0.08), rng.uniform(0.2, 0.8)]) for _ in scene.others]
     absorbing = [rng.uniform(0.7, 1.0) if rng.random() < 0.15 else rng.uniform(0, 0.05) for _ in (*scene.others, *scene.bars)]
     loss = rng.uniform(0.85, 1.0) if situation == "absorbing target" else rng.uniform(0, 0.05)
 
@@ -78,7 +78,7 @@ def place_in_depth(rng: np.random.Generator, scene: Scene) -> DepthScene:
         Surface(body=b, layers=_front(rng, b, d, gone, flat=touching), distance=d)
         for b, d, gone in zip(bodies, distances, losses, strict=True)
     )
-    behind = max(float(d.max()) for d in distances) * (1.005 if touching else 1.05)
+    behind = max(float(d.max()) for d in distances) * (1.0015 if touching else 1.05)
     return DepthScene(backdrop=_backdrop(rng, scene, behind, flat=touching), surfaces=surfaces, situation=situation)
 
 

@@ -67,8 +67,8 @@ def warm_up(rng: np.random.Generator, scene: Scene) -> ThermalScene:
     crossing = situation == "thermal cross-over"
     if crossing:
         progress = np.linspace(0, 1, len(scene))
-        passing = np.tanh((rng.uniform(0.2, 0.8) - progress) / rng.uniform(0.1, 0.4))
-        heat = heat * passing if rng.random() < 0.5 else 0.03 * heat
+        apart = np.clip((rng.uniform(0.2, 0.8) - progress) / rng.uniform(0.3, 0.6), -1, 1)
+        heat = heat * apart**3 if rng.random() < 0.5 else 0.03 * heat  # slow where nothing differs
     heats = [heat * rng.uniform(0.7, 1.3) if rng.random() < 0.4 else np.full(len(scene), rng.uniform(-3, 15)) for _ in scene.others]
     heats += [heat, *(np.full(len(scene), rng.normal(0, 1.5)) for _ in scene.bars)]
     bodies = [*scene.others, scene.target, *scene.bars]
