@@ -27,15 +27,17 @@ def shared(name):
 def test_visevent_as_published():
     """The evaluation kit's polarity is 1 = absent; an absent frame has no area and nothing else has none."""
     report = check_annotations("visevent", shared("visevent/annos.zip"))
-    assert (report.sequences, report.frames, report.absent) == (320, 157_395, 21_026)
-    assert (report.leading_absent, report.contradictions, report.problems) == ([], {}, [])
+    counts = report.splits["all"]
+    assert (counts.sequences, counts.frames, counts.absent) == (320, 157_395, 21_026)
+    assert (counts.leading_absent, counts.contradictions, report.problems) == ([], {}, [])
 
 
 def test_coesot_as_published():
     """1 = present here; twenty sequences start without their target, two rows contradict their flag."""
     report = check_annotations("coesot", shared("coesot/annos.zip"))
-    assert (report.sequences, report.frames, report.absent, len(report.leading_absent)) == (528, 176_589, 16_044, 20)
-    assert report.contradictions == {"dvSave-2021_10_19_22_47_56": 1, "dvSave-2022_09_17_23_07_07": 1}
+    counts = report.splits["all"]
+    assert (counts.sequences, counts.frames, counts.absent, len(counts.leading_absent)) == (528, 176_589, 16_044, 20)
+    assert counts.contradictions == {"dvSave-2021_10_19_22_47_56": 1, "dvSave-2022_09_17_23_07_07": 1}
     assert report.problems == []
 
 
@@ -159,9 +161,8 @@ def test_polarity_is_that_of_the_files_found(tmp_path):
 def test_opposite_polarity_is_a_problem(tmp_path):
     write(tmp_path, {"a/groundtruth.txt": ONE, "a/absent.txt": "0\n1\n0\n", "b/groundtruth.txt": ONE, "b/absent.txt": "1\n0\n1\n"})
     report = check_annotations("coesot", tmp_path)
-    assert report.contradictions == {"a": 3}
-    assert len(report.problems) == 1
-    assert "opposite polarity" in report.problems[0]
+    assert report.splits["all"].contradictions == {"a": 3}
+    assert [(problem.kind, problem.sequence) for problem in report.problems] == [("polarity", "a")]
 
 
 def test_flags_of_lasot_add_up(tmp_path):
@@ -203,9 +204,10 @@ def test_everything_wrong_is_listed_and_each_is_an_error_of_the_reader(tmp_path)
             bundle.write(tmp_path / name, f"annos/{name}")
     for source in (tmp_path, archive):
         report = check_annotations("coesot", source)
-        assert (report.sequences, report.frames, report.absent) == (5, 3, 1)
-        assert [problem.split(":")[0].split("/")[-2] for problem in report.problems] == ["empty", "flagless", "short", "words"]
-        assert "2 flags, but 3 boxes" in report.problems[2]
+        counts = report.splits["all"]
+        assert (counts.sequences, counts.frames, counts.absent) == (5, 3, 1)
+        assert [problem.sequence for problem in report.problems] == ["empty", "flagless", "short", "words"]
+        assert "2 flags, but 3 boxes" in report.problems[2].message
         for name in ("empty", "words", "short", "flagless"):
             with pytest.raises(DataError, match=name):
                 read_annotations("coesot", source, names=[name])

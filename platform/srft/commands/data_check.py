@@ -12,15 +12,25 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Look through annotations (a folder or a zip file of them) and say what they hold and what is wrong with them.
+    """Count what a benchmark on disk holds and list everything that is wrong with it; exit status 1 if anything is.
 
-    srft data check coesot annos.zip --json coesot.json
+    srft data check lasher /data/LasHeR
+
+    srft data check visevent /data/VisEvent --images --json visevent.json
+
+    srft data check coesot annos.zip
     """
 
     benchmark: tyro.conf.Positional[str]
     """Name of the benchmark; ``srft data layouts`` lists them."""
     root: tyro.conf.Positional[Path]
-    """Folder of the data set, or zip file of annotations."""
+    """Folder of the data set, or a zip file of annotations."""
+    images: bool = False
+    """Decode every image, not only the first and last of each sequence."""
+    rgb_only: bool = False
+    """Leave the auxiliary frames out."""
+    annotations_only: bool = False
+    """Look at annotations alone, for a folder without frames; what is meant for a zip file anyway."""
     json: Path | None = None
     """Write counts and problems here."""
 
@@ -31,13 +41,26 @@ def run(command: Check) -> None:
     Args:
         command: the options.
     """
-    from srft.data.benchmarks.check import check_annotations
+    from tqdm import tqdm
+
+    from srft.data.benchmarks.check import check_annotations, check_benchmark
     from srft.files import write_json
 
-    report = check_annotations(command.benchmark, command.root)
+    if command.annotations_only or command.root.is_file():
+        report = check_annotations(command.benchmark, command.root)
+    else:
+        with tqdm(desc=command.benchmark, unit="sequence", disable=None) as bar:
+
+            def show(total: int) -> None:
+                if total:
+                    bar.reset(total)
+                else:
+                    bar.update()
+
+            report = check_benchmark(command.benchmark, command.root, images=command.images, rgb_only=command.rgb_only, on_sequence=show)
     print(report.summary())
     for problem in report.problems:
-        print(f"  {problem}")
+        print(f"  {problem.kind:<10} {problem.split:<5}  {problem.message}")
     if command.json:
         write_json(command.json, dataclasses.asdict(report))
     if report.problems:

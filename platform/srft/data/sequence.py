@@ -36,6 +36,9 @@ class Sequence:
     """``[T]`` bool, True where the target is out of view or fully covered."""
     attributes: tuple[str, ...] = field(default=())
     """Challenges of the sequence, such as ``low light``."""
+    offset: int = 0
+    """Leading frames of the benchmark's annotation that are left out here because the target is not in view yet. Result files for the
+    benchmark's kit start with as many rows more."""
 
     def __post_init__(self) -> None:
         if not len(self.frames) == len(self.boxes) == len(self.absent):

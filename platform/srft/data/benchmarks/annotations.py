@@ -124,6 +124,50 @@ def _readable(row: list[str]) -> bool:
         return False
 
 
+def parse_table(text: str, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Boxes of a CSV file whose first line names the columns.
+
+    Columns are ``left, top`` with ``width, height`` or ``right, bottom``; optionally ``absent`` (1 = absent) and ``frame``, which must
+    count the rows from 0 or 1. Others are passed over. Cells of a row without a box are empty or NaN.
+
+    Args:
+        text: content of the file.
+        where: its name, for messages.
+
+    Returns:
+        ``[T, 4]`` float64 ltwh, and ``[T]`` bool absent flags if there is such a column.
+
+    Raises:
+        DataError: a column is missing, a row is incomplete or no row of numbers, or frames are not numbered one by one.
+    """
+    lines = [line for line in text.lstrip("\ufeff").splitlines() if line.strip()]
+    names = [name.strip().lower() for name in lines[0].split(",")] if lines else []
+    corners = ["right", "bottom"] if "right" in names else ["width", "height"]
+    missing = [name for name in ("left", "top", *corners) if name not in names]
+    if missing or len(lines) < 2:
+        raise DataError(f"{where}: columns {', '.join(names)}, {len(lines) - 1} rows; expected left,top,width,height and one row a frame")
+    cells = [line.split(",") for line in lines[1:]]
+    columns: dict[str, np.ndarray] = {}
+    for name in {"left", "top", *corners, "absent", "frame"} & set(names):
+        for number, row in enumerate(cells, 2):
+            if len(row) != len(names) or not _number(row[names.index(name)]):
+                raise DataError(f"{where}, line {number}: {lines[number - 1][:60]!r}; expected {len(names)} numbers, or nothing for no box")
+        columns[name] = np.array([float(row[names.index(name)].strip() or "nan") for row in cells])
+    if "frame" in columns and (columns["frame"][0] not in (0, 1) or np.any(np.diff(columns["frame"]) != 1)):
+        raise DataError(f"{where}: frames {columns['frame'][:4].tolist()}, ...; expected every one, from 0 or 1. Add rows without a box")
+    boxes = np.stack([columns[name] for name in ("left", "top", *corners)], 1)
+    if corners == ["right", "bottom"]:
+        boxes[:, 2:] -= boxes[:, :2]
+    return boxes, columns["absent"] == 1 if "absent" in columns else None
+
+
+def _number(cell: str) -> bool:
+    try:
+        return not np.isinf(float(cell.strip() or "nan"))
+    except ValueError:
+        return False
+
+
 def parse_flags(text: str, where: str, *, absent: int) -> np.ndarray:
     """Absent flags: 0 or 1, one a line or in one line with commas.
 
@@ -236,6 +280,23 @@ def annotation_files(benchmark: str, tree: Tree) -> tuple[AnnotationFiles, dict[
     raise DataError(f"{tree.root}: no annotations of {layout.title}; expected files {expected}. Give the folder that holds them")
 
 
+def sequence_names(files: AnnotationFiles, tree: Tree) -> tuple[str, ...]:
+    """Sequences that are annotated directly below a folder.
+
+    Args:
+        files: how they are annotated.
+        tree: the folder.
+
+    Returns:
+        Their names, sorted.
+    """
+    names = set()
+    for boxes in files.boxes:
+        pattern = re.compile(_regex("", boxes))
+        names |= {match["name"] for match in map(pattern.fullmatch, tree.glob(boxes.format(name="*", category="*"))) if match}
+    return tuple(sorted(names))
+
+
 def _regex(above: str, pattern: str) -> str:
     text = re.escape(pattern).replace(r"\{name\}", "(?P<name>[^/]+)").replace(r"\{category\}", "[^/]+")
     return f"(?P<above>{above.replace('*', '[^/]+')}){text}"
@@ -268,10 +329,15 @@ def read_annotation(tree: Tree, files: AnnotationFiles, name: str, prefix: str =
     where, content = next((found for found in map(read, files.boxes) if found[1] is not None), read(files.boxes[0]))
     if content is None:
         raise DataError(f"{where}: missing; expected the boxes of sequence {name}. Fetch the annotation again")
-    boxes = parse_boxes(content, where)
     flagged = aux_boxes = anchors = None
+    if where.endswith(".csv"):
+        boxes, flagged = parse_table(content, where)
+    else:
+        boxes = parse_boxes(content, where)
     for flag in files.flags:
         at, content = read(flag.file)
+        if content is None and not flag.required:
+            continue
         if content is None:
             raise DataError(f"{at}: missing; expected the absent flags of sequence {name}, {flag.absent} for absent")
         flags = _of_length(parse_flags(content, at, absent=flag.absent), "flags", at, boxes, where)

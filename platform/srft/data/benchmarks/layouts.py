@@ -42,6 +42,7 @@ class FlagFile:
     file: str
     absent: int
     """The value that means absent: the polarity."""
+    required: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +239,7 @@ LASHER = Layout(
         "val": _lists()["val"],
         "test": ("testingsetList.txt", "List_for_Protocol2/testingsetList.txt", *_lists("{s}")["test"]),
     },
-    shipped={"val": "lasher_val.txt", "test": "lasher_test.txt"},
+    shipped={"train": "lasher_train.txt", "val": "lasher_val.txt", "test": "lasher_test.txt"},
     **_RGBT_FRAMES,
 )
 
@@ -267,7 +268,7 @@ LASOT = Layout(
     title="LaSOT",
     modality="rgb",
     annotations=AnnotationFiles(
-        boxes=("{category}/{name}/groundtruth.txt", "{name}/groundtruth.txt"),
+        boxes=("{category}/{name}/groundtruth.txt",),
         flags=(
             FlagFile(file="{category}/{name}/full_occlusion.txt", absent=1),
             FlagFile(file="{category}/{name}/out_of_view.txt", absent=1),
@@ -283,7 +284,10 @@ OWN = Layout(
     name="own",
     title="own data",
     modality="rgbe",
-    annotations=AnnotationFiles(boxes=("{name}/boxes.csv", "{name}/boxes.txt", "{name}/groundtruth.txt")),
+    annotations=AnnotationFiles(
+        boxes=("{name}/boxes.csv", "{name}/boxes.txt", "{name}/groundtruth.txt"),
+        flags=(FlagFile(file="{name}/absent.txt", absent=1, required=False),),
+    ),
     rgb=(Images(folder="rgb", kind="rgb"), Video(stem="rgb", kind="rgb")),
     aux=tuple(frames for kind in ("event", "depth", "thermal") for frames in (Images(folder=kind, kind=kind), Video(stem=kind, kind=kind))),
     folders={split: (split, ".") for split in _SPLITS},
