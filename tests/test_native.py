@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,23 +10,25 @@ import pytest
 
 from srft.data.events import event_image, read_aedat4
 from srft.data.native import FE108_OFFSET, LAYOUTS, Benchmark, infrared_boxes, write_native
-from srft.data.synthetic import record
+from srft.data.synthetic import Capture, record
 from srft.data.thermal import thermal_image
 
 LENGTH = 12
 ABSENT = 6  # number of a sequence of the test split with absent frames
 
 
+@functools.cache
+def recorded(modality: str) -> tuple[Capture, ...]:
+    """Three sequences, the last with absent frames."""
+    return tuple(record("target-test", i, seed=7, length=LENGTH, modality=modality) for i in (0, 1, ABSENT))
+
+
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    """Three sequences of every benchmark, the last with absent frames: root, captures, folders."""
-    out, recorded = {}, {}
+    """Every benchmark on disk: root, captures, folders."""
+    out = {}
     for benchmark, layout in LAYOUTS.items():
-        root = tmp_path_factory.mktemp(benchmark)
-        if layout.modality not in recorded:
-            shown = (0, 1, ABSENT)
-            recorded[layout.modality] = [record("target-test", i, seed=7, length=LENGTH, modality=layout.modality) for i in shown]
-        captures = recorded[layout.modality]
+        root, captures = tmp_path_factory.mktemp(benchmark), recorded(layout.modality)
         out[benchmark] = (root, captures, write_native(benchmark, root, captures))
     return out
 
@@ -147,9 +150,9 @@ def test_the_recording_of_fe108_begins_before_the_annotated_frames(trees):
     assert (root / "test" / "pair.txt").read_text() == "".join(f"{f.name}\t{FE108_OFFSET}\n" for f in folders)
     recording = read_aedat4(folders[0] / "events.aedat4")
     assert len(recording.frames) == LENGTH + FE108_OFFSET
-    for k in (0, 7):
-        begin, end = recording.exposures[FE108_OFFSET + k]
-        window = recording.events[(recording.events["t"] >= begin) & (recording.events["t"] < end)]
+    for k in (1, 7):  # the first frame's window begins with the recording
+        before, time = recording.frame_times[FE108_OFFSET + k - 1 : FE108_OFFSET + k + 1]
+        window = recording.events[(recording.events["t"] >= before) & (recording.events["t"] < time)]
         wanted = captures[0].raw[captures[0].cuts[k] : captures[0].cuts[k + 1]]
         for name in ("x", "y", "p"):
             np.testing.assert_array_equal(window[name], wanted[name])

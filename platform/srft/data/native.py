@@ -32,6 +32,7 @@ Benchmark = Literal["fe108", "visevent", "coesot", "depthtrack", "vot-rgbd2022",
 NativeSplit = Literal["train", "test"]
 JPEG_QUALITY = 95
 ANCHOR_EVERY = 50
+FE108_EXPOSURE_US = 2_000
 FE108_OFFSET = 3
 """Frames in a recording of FE108 before the first annotated one, as its pair.txt says."""
 
@@ -154,21 +155,24 @@ def _event_frames(capture: Capture) -> list[np.ndarray]:
     return [event_image(capture.raw[a:b], *capture.rgb.shape[1:3]) for a, b in pairwise(capture.cuts)]
 
 
-def _recording(capture: Capture, before: int) -> Recording:
-    # Grey frames and events on one clock; `before` frames of nothing come first, as a camera runs before a sequence is cut out.
+def _recording(capture: Capture, *, before: int = 0, exposure_us: int | None = None) -> Recording:
+    # Grey frames and events on one clock. `before` frames of nothing come first, as a camera runs before a sequence is cut out. What
+    # a frame shows happens until the end of its window: its exposure lasts the whole window, or is short and around that end.
     assert capture.raw is not None
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in capture.rgb])
     frames = np.concatenate([np.zeros((before, *grey.shape[1:]), np.uint8), grey])
     events = capture.raw.copy()
     events["t"] += before * FRAME_INTERVAL_US
     ends = frame_ends(len(frames))
-    starts = np.concatenate([[0], ends[:-1]])
-    return Recording(frames=frames, frame_times=(starts + ends) // 2, events=events, exposures=np.stack([starts, ends], 1))
+    exposures = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)
+    if exposure_us is not None:
+        exposures = np.stack([ends - exposure_us // 2, ends + exposure_us // 2], 1)
+    return Recording(frames=frames, frame_times=exposures.sum(1) // 2, events=events, exposures=exposures)
 
 
 def _fe108(capture: Capture, folder: Path, number: int) -> None:
     _images(folder / "img", _numbered("{:04d}.jpg", len(capture.rgb), 1), capture.rgb)
-    write_aedat4(folder / "events.aedat4", _recording(capture, FE108_OFFSET))
+    write_aedat4(folder / "events.aedat4", _recording(capture, before=FE108_OFFSET, exposure_us=FE108_EXPOSURE_US))
     _rows(folder / "groundtruth_rect.txt", capture.boxes, LAYOUTS["fe108"].decimals, capture.absent)
 
 
@@ -177,7 +181,7 @@ def _visevent(capture: Capture, folder: Path, number: int) -> None:
     _images(folder / "vis_imgs", names, capture.rgb)
     _images(folder / "event_imgs", names, _event_frames(capture))
     if number % 3 != 2:  # about a third of the sequences were published without their recording
-        write_aedat4(folder / f"{capture.name}.aedat4", _recording(capture, 0))
+        write_aedat4(folder / f"{capture.name}.aedat4", _recording(capture))
     _rows(folder / "groundtruth.txt", capture.boxes, LAYOUTS["visevent"].decimals, capture.absent)
     _column(folder / "absent_label.txt", (~capture.absent).astype(int))
 
@@ -186,7 +190,7 @@ def _coesot(capture: Capture, folder: Path, number: int) -> None:
     names = _numbered(f"frame{{:04d}}.{'png' if number % 2 else 'bmp'}", len(capture.rgb), 0)
     _images(folder / f"{capture.name}_aps", names, capture.rgb)
     _images(folder / f"{capture.name}_dvs", names, _event_frames(capture))
-    write_aedat4(folder / f"{capture.name}.aedat4", _recording(capture, 0))
+    write_aedat4(folder / f"{capture.name}.aedat4", _recording(capture))
     _rows(folder / "groundtruth.txt", capture.boxes, LAYOUTS["coesot"].decimals, capture.absent)
     _column(folder / "absent.txt", (~capture.absent).astype(int))
     (folder / "start_end_index.txt").write_text(f"1,{len(capture.rgb)}\n")
