@@ -29,4 +29,4 @@ def test_a_sequence_that_is_not_there_is_one_sentence(tmp_path):
     command = [sys.executable, "-m", "srft.cli", "data", "preview", "davis-cars", "--first", "3", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: --first 3: the recording has 3 sequences, numbered from 0"
+    assert done.stderr.strip() == "error: --first 3 --sequences 1: no such sequence of davis-cars; they count from 0"
