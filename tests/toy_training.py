@@ -30,6 +30,8 @@ def toy_entry(
     pause: float = 0.0,
     raise_at: tuple[str, int] | None = None,
     kill_at: tuple[int, int] | None = None,
+    hang_at: tuple[int, int] | None = None,
+    diverge_at: int | None = None,
 ) -> Any:
     """Adds one number per step to a weight, through the process group where there is one.
 
@@ -37,10 +39,12 @@ def toy_entry(
         pause: seconds per epoch.
         raise_at: (end of run name, epoch) that fails, once per directory.
         kill_at: (rank, epoch) that dies by SIGKILL after the step and before the checkpoint, once per directory.
+        hang_at: (rank, epoch) that stops answering, once per directory.
+        diverge_at: epoch in which every worker's loss is not finite.
     """
     import torch
 
-    from srft.training.step import EpochReport
+    from srft.training.epoch import EpochReport, Told
 
     torch.manual_seed(config.seed)
     module = torch.nn.Linear(4, 1, bias=False)
@@ -58,6 +62,12 @@ def toy_entry(
         time.sleep(pause)
         if raise_at and config.name.endswith(raise_at[0]) and epoch == raise_at[1] and _once(directory / "raised"):
             raise RuntimeError(f"planned failure in epoch {epoch}")
+        if hang_at == (worker.rank, epoch) and _once(directory / "hung"):
+            time.sleep(3600)
+        if epoch == diverge_at:
+            raise FloatingPointError(f"planned: loss is nan in epoch {epoch}")
+        if worker.told() == "end":
+            raise Told("told to end")
         for step in range(config.optim.steps_per_epoch):
             data = torch.randn(config.optim.batch_size, 4, generator=torch.Generator().manual_seed(1000 * epoch + step))
             optimizer.zero_grad()

@@ -1,0 +1,143 @@
+"""What dies, and what is left: processes killed while they save, signalled, and groups of workers in which everything goes wrong once."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig, from_flat, to_flat
+from srft.training import checkpoint, distributed, saving, state
+from srft.training.checkpoint import Progress
+from srft.training.saving import Checkpointer
+from srft.training.state import read_tensors
+from srft.training.step import Worker
+from tests.toy_training import toy_entry
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = TrainConfig(name="faults", srft=SRFTConfig(refresh=2), optim=OptimConfig(batch_size=8, epochs=5, steps_per_epoch=4, lr=0.01))
+
+
+def _save(directory: Path, epoch: int) -> None:
+    tensor = torch.full((50,), float(epoch))
+    progress = Progress(epoch=epoch, step=epoch, metrics={"val/success_auc": 1 - epoch / 10})
+    Checkpointer(directory, CONFIG, Worker(), aside_from=0 if epoch == 2 else 2**30).save(
+        progress, {"w": tensor}, {"m.w": tensor}, {"n": epoch}
+    )
+
+
+def _save_and_die(directory: Path, at: int) -> None:
+    # The process dies at its at-th call of anything that changes the disk.
+    calls = 0
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    torch.set_num_threads(1)
+    for module, name in [
+        *((checkpoint, name) for name in ("sync", "write_json", "sha256")),
+        *((checkpoint.os, "replace"), (checkpoint.shutil, "rmtree"), (saving, "write_tensors"), (state, "_quiet")),
+    ]:
+        setattr(module, name, counted(getattr(module, name)))
+    _save(directory, 2)
+
+
+def test_a_process_killed_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    seen = set()
+    for at in range(1, 60):
+        directory = tmp_path / str(at)
+        checkpoint.claim(directory, CONFIG, resume=False)
+        _save(directory, 0)
+        _save(directory, 1)
+        process = context.Process(target=_save_and_die, args=(directory, at))
+        process.start()
+        process.join(60)
+        checkpoint.claim(directory, CONFIG, resume=True)
+        newest = checkpoint.latest(directory)
+        assert newest is not None
+        seen.add(newest.name)
+        found = torch.zeros(50)
+        saved = checkpoint.load(newest)
+        read_tensors(saved.tensors, {"m.w": found})
+        assert torch.equal(found, saved.weights["w"])
+        assert saved.state["n"] == found[0] == int(newest.name[-1]) >= 1
+        assert not list(directory.glob(".*"))
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert seen == {"epoch_0001", "epoch_0002"}
+    assert process.exitcode == 0
+    assert at > 15
+
+
+@pytest.mark.slow
+def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
+    """The command itself: SIGTERM inside an epoch, then --resume."""
+    data = DataConfig(train_sequences=3, val_sequences=1, source_sequences=1, length=8, max_gap=6)
+    config = TrainConfig(paradigm="full", data=data, optim=OptimConfig(batch_size=4, epochs=2, steps_per_epoch=60))
+    (tmp_path / "run.json").write_text(json.dumps(to_flat(config)))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "srft.cli", "train", "--config", str(tmp_path / "run.json"), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "epoch_0000").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert "--resume" in output
+    newest = checkpoint.latest(out)
+    assert newest is not None
+    step = checkpoint.read_meta(newest).step
+    assert newest.name == f"epoch_0001_step_{step:06d}"
+    assert 60 < step < 120
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2/2" in done.stdout
+    assert "epoch 1/2" not in done.stdout
+    assert [entry["step"] for entry in checkpoint.history(out)] == [60, 120]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
+    """Two workers: an exception, one that hangs, one that is killed, SIGINT at the driver, a loss that is not finite; then one worker."""
+    two = from_flat({"workers": 2}, CONFIG)
+    entry = partial(toy_entry, raise_at=("faults", 0), hang_at=(0, 1), kill_at=(1, 2), diverge_at=4)
+    seen: list[int] = []
+
+    def on_epoch(report: Any) -> None:
+        seen.append(report.epoch)
+        if report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        distributed.train(two, entry, directory=tmp_path, on_epoch=on_epoch, max_failures=3, worker_timeout=8.0)
+    assert {flag.name for flag in tmp_path.iterdir()} >= {"raised", "hung", "killed"}
+    assert time.monotonic() - started < 240
+    assert seen in ([0, 1, 2], [0, 1, 2, 3])
+    assert not (tmp_path / "actor.json").exists()
+    with pytest.raises(FloatingPointError, match="planned"):
+        distributed.train(two, entry, directory=tmp_path, resume=True, on_epoch=lambda report: seen.append(report.epoch))
+    assert seen == [0, 1, 2, 3]
+    last = distributed.train(CONFIG, toy_entry, directory=tmp_path, resume=True)
+    alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
+    assert last.metrics["weight"] == pytest.approx(alone.metrics["weight"], rel=1e-5)
