@@ -42,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "from_flat",
     "load",
+    "parse_settings",
     "to_flat",
 ]
 
@@ -371,6 +372,31 @@ def _cast(key: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, str):
         raise wrong("a word")
     return value
+
+
+def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
+    """Replace settings of a run.
+
+    Args:
+        settings: ``key=value``; values are JSON, or words.
+        base: the run.
+
+    Returns:
+        The changed run.
+
+    Raises:
+        ConfigError: a setting has no ``=``, an unknown key or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r} has no '='; expected key=value, such as optim.lr=1e-4")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return from_flat(values, base, source="--set")
 
 
 def load(path: str | Path, base: TrainConfig | None = None) -> TrainConfig:

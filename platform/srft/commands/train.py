@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from srft.config import ConfigError, TrainConfig, from_flat, load
+from srft.config import Strategy, TrainConfig, from_flat, load, parse_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,34 +25,11 @@ class Train:
     set: tuple[str, ...] = ()
     """Settings to replace, as key=value: --set optim.lr=1e-4 srft.rank=32."""
     workers: int | None = None
-    """Training processes; more than one is a Ray Train run."""
+    """Training processes; more than one is a Ray Train run in the cluster of RAY_ADDRESS, or on this machine."""
+    strategy: Strategy | None = None
+    """How several workers hold the network: each all of it (ddp), or each a shard of it (fsdp2)."""
     resume: bool = False
     """Go on from the newest valid checkpoint in --out."""
-
-
-def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
-    """Replace settings of a run.
-
-    Args:
-        settings: ``key=value``; values are JSON, or words.
-        base: the run.
-
-    Returns:
-        The changed run.
-
-    Raises:
-        ConfigError: a setting has no ``=``, an unknown key or a value out of range.
-    """
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting!r} has no '='; expected key=value, such as optim.lr=1e-4")
-        try:
-            values[key] = json.loads(text)
-        except json.JSONDecodeError:
-            values[key] = text
-    return from_flat(values, base, source="--set")
 
 
 def run(command: Train) -> None:
@@ -64,8 +39,8 @@ def run(command: Train) -> None:
         command: the options.
     """
     config = load(command.config) if command.config else TrainConfig()
-    if command.workers is not None:
-        config = from_flat({"workers": command.workers}, config, source="--workers")
+    layout = {"workers": command.workers, "strategy": command.strategy}
+    config = from_flat({key: value for key, value in layout.items() if value is not None}, config, source="--workers, --strategy")
     config = parse_settings(command.set, config)
 
     from srft.training import checkpoint, step
