@@ -120,7 +120,7 @@ def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
 def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
     """Two workers: an exception, one that hangs, one that is killed, SIGINT at the driver, a loss that is not finite; then one worker."""
     two = from_flat({"workers": 2}, CONFIG)
-    entry = partial(toy_entry, raise_at=("faults", 0), hang_at=(0, 1), kill_at=(1, 2), diverge_at=4)
+    entry = partial(toy_entry, raise_at=("faults", 0), hang_at=(0, 1), kill_at=(1, 2), diverge_at=4, pause=1.5)
     seen: list[int] = []
 
     def on_epoch(report: Any) -> None:
@@ -130,9 +130,9 @@ def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        distributed.train(two, entry, directory=tmp_path, on_epoch=on_epoch, max_failures=3, worker_timeout=8.0)
+        distributed.train(two, entry, directory=tmp_path, on_epoch=on_epoch, max_failures=5, worker_timeout=20.0)
     assert {flag.name for flag in tmp_path.iterdir()} >= {"raised", "hung", "killed"}
-    assert time.monotonic() - started < 240
+    assert time.monotonic() - started < 400
     assert seen in ([0, 1, 2], [0, 1, 2, 3])
     assert not (tmp_path / "actor.json").exists()
     with pytest.raises(FloatingPointError, match="planned"):

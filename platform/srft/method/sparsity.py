@@ -6,7 +6,6 @@ merges needs nothing else. ``srft.method.sketch`` is the tensor side.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from srft.method.histogram import Histogram, RankTable, bin_values, rank_table
+from srft.method.packed import Packed
 
 __all__ = [
     "Energies",
@@ -32,8 +32,6 @@ __all__ = [
     "sparsity_figures",
     "worker_overlap",
 ]
-
-_MAGIC = b"SRFTSK02"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,61 +100,60 @@ class Sketch:
     """Workers whose energies are in it."""
 
     def __add__(self, other: Sketch) -> Sketch:
-        empty, none = Histogram(0, np.zeros(0, np.int64)), Energies(0.0, 0.0)
-        names = sorted(self.groups.keys() | other.groups.keys())
-        seen = sorted(self.energies.keys() | other.energies.keys())
-        pairs = {name: (self.energies.get(name, none), other.energies.get(name, none)) for name in seen}
-        return Sketch(
-            {name: self.groups.get(name, empty) + other.groups.get(name, empty) for name in names},
-            {name: Energies(a.local + b.local, a.mean + b.mean) for name, (a, b) in pairs.items()},
-            self.workers + other.workers,
+        return Sketch.unpacked(self.packed() + other.packed())
+
+    def packed(self) -> Packed:
+        """The same in flat arrays.
+
+        Returns:
+            What travels.
+        """
+        names, parameters = tuple(sorted(self.groups)), tuple(sorted(self.energies))
+        histograms = [self.groups[name] for name in names]
+        return Packed(
+            names=names,
+            first=np.array([h.first for h in histograms], np.int64),
+            lengths=np.array([len(h.counts) for h in histograms], np.int64),
+            counts=np.concatenate([np.zeros(0, np.int64), *(h.counts for h in histograms)]),
+            parameters=parameters,
+            energies=np.array([self.energies[name] for name in parameters], np.float64).reshape(-1, 2),
+            workers=self.workers,
         )
+
+    @staticmethod
+    def unpacked(packed: Packed) -> Sketch:
+        """From flat arrays.
+
+        Args:
+            packed: what travelled.
+
+        Returns:
+            The sketch.
+        """
+        parts = np.split(packed.counts, np.cumsum(packed.lengths)[:-1]) if packed.names else []
+        groups = {n: Histogram(int(f), c) for n, f, c in zip(packed.names, packed.first, parts, strict=True)}
+        energies = {n: Energies(float(own), float(mean)) for n, (own, mean) in zip(packed.parameters, packed.energies, strict=True)}
+        return Sketch(groups, energies, packed.workers)
 
     def to_bytes(self) -> bytes:
         """Compact form: a few hundred bytes per group.
 
         Returns:
-            Bytes that depend on names and counts only.
+            Bytes that depend on names and values only.
         """
-        entries, payload = [], []
-        for name in sorted(self.groups):
-            histogram = self.groups[name]
-            kind = np.min_scalar_type(int(histogram.counts.max(initial=0)))
-            entries.append([name, histogram.first, len(histogram.counts), kind.itemsize])
-            payload.append(histogram.counts.astype(f"<u{kind.itemsize}").tobytes())
-        energies = {name: [e.local, e.mean] for name, e in sorted(self.energies.items())}
-        header = json.dumps([entries, energies, self.workers], separators=(",", ":")).encode()
-        return b"".join([_MAGIC, struct.pack("<I", len(header)), header, *payload])
+        return self.packed().to_bytes()
 
     @staticmethod
     def from_bytes(data: bytes) -> Sketch:
-        """Read the compact form.
+        """Read the compact form; bytes that are no sketch or cut short are a ValueError.
 
         Args:
             data: what :meth:`to_bytes` returned.
 
         Returns:
             The sketch.
-
-        Raises:
-            ValueError: the bytes are no sketch, or are cut short.
         """
-        if data[:8] != _MAGIC or len(data) < 12:
-            raise ValueError(f"statistics begin with {data[:8]!r}; expected {_MAGIC!r}: sent by another version of the program")
-        offset = 12 + struct.unpack("<I", data[8:12])[0]
-        try:
-            entries, energies, workers = json.loads(data[12:offset])
-            end = offset + sum(length * size for _, _, length, size in entries)
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            entries, energies, workers, end = [], {}, 0, -1
-        if end != len(data):
-            raise ValueError(f"statistics of {len(data)} bytes do not have the length that their header gives: cut short on the way")
-        groups = {}
-        for name, first, length, size in entries:
-            counts = np.frombuffer(data, f"<u{size}", length, offset).astype(np.int64)
-            groups[name] = Histogram.of_counts(counts, first)
-            offset += length * size
-        return Sketch(groups, {name: Energies(*pair) for name, pair in energies.items()}, workers)
+        return Sketch.unpacked(Packed.from_bytes(data))
 
 
 def merge(sketches: Sequence[Sketch]) -> Sketch:
@@ -168,7 +165,7 @@ def merge(sketches: Sequence[Sketch]) -> Sketch:
     Returns:
         The sketch of all elements together.
     """
-    return reduce(Sketch.__add__, sketches, Sketch({}))
+    return Sketch.unpacked(reduce(Packed.__add__, (sketch.packed() for sketch in sketches), Sketch({}).packed()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -142,7 +143,14 @@ def _train_with_ray(
     storage = directory / "ray"
     trainer: Any = TorchTrainer(
         _worker_loop,
-        train_loop_config={"config": config, "entry": entry, "directory": directory, "reports": reports, "actor": actor},
+        train_loop_config={
+            "config": config,
+            "entry": entry,
+            "directory": directory,
+            "reports": reports,
+            "actor": actor,
+            "timeout": worker_timeout,
+        },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(worker_timeout)),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
@@ -232,7 +240,7 @@ def _worker_loop(setup: dict[str, Any]) -> EpochReport | BaseException:
 
     config: TrainConfig = setup["config"]
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=setup["timeout"]))
     leaving: set[str] = set()
 
     def told() -> Notice:

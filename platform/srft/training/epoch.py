@@ -185,7 +185,7 @@ class Training:
             metrics["srft/prior_weight"] = optimizer.prior_weight
         if self.merged is not None:
             metrics |= statistics_metrics(self.merged, optim.batch_size // worker.world_size)
-        return metrics | self._validate(domain)
+        return metrics | self.validate(domain)
 
     def _pause(self, epoch: int, i: int) -> None:
         # Between two steps inside an epoch: save now and then, or save and end.
@@ -216,7 +216,15 @@ class Training:
         network.load_state_dict(self._exported())
         return network.to(self.worker.device)
 
-    def _validate(self, domain: Domain) -> dict[str, float]:
+    def validate(self, domain: Domain) -> dict[str, float]:
+        """Track the validation and source sequences online, shared among the workers.
+
+        Args:
+            domain: of the run.
+
+        Returns:
+            Success and precision by their fixed names.
+        """
         worker, network = self.worker, self._validated()
 
         def scored(sequences: tuple[Sequence, ...], rgb_only: bool) -> tuple[float, float]:

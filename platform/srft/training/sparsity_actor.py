@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from srft.files import write_json
-from srft.method.sparsity import MergedStatistics, Sketch, merge
+from srft.method.packed import Packed
+from srft.method.sparsity import MergedStatistics, Sketch
 
 __all__ = ["NAMESPACE", "Answer", "RayExchange", "SparsityActor", "actor_name", "announce", "ending", "find", "of_running", "start"]
 
@@ -43,15 +44,23 @@ class Answer:
 
 
 @dataclass
-class SparsityActor:
-    """Collects sketches by (attempt, step, rank) and adds them up. Started empty again it only lacks what it has not yet been sent.
+class _Window:
+    """What one attempt's workers sent for one step: the sum so far, and whose."""
 
-    Counts are whole numbers: the same sketches give the same bytes in whatever order they arrived.
+    ranks: set[int]
+    total: Packed
+
+
+@dataclass
+class SparsityActor:
+    """Adds up sketches by (attempt, step) as they come. Started empty again it only lacks what it has not yet been sent.
+
+    Counts are whole numbers: the same sketches give the same counts in whatever order they arrived.
     """
 
     windows_kept: int = 64
     """Windows in memory; those that have been there longest are dropped."""
-    _windows: OrderedDict[tuple[int, int], dict[int, bytes]] = field(default_factory=OrderedDict, repr=False)
+    _windows: OrderedDict[tuple[int, int], _Window] = field(default_factory=OrderedDict, repr=False)
     _received: int = 0
     _ending: bool = False
 
@@ -76,8 +85,13 @@ class SparsityActor:
             rank: of the sending worker.
             sketch: ``Sketch.to_bytes()``.
         """
-        self._windows.setdefault((attempt, step), {})[rank] = sketch
         self._received += 1
+        window = self._windows.get((attempt, step))
+        if window is None:
+            self._windows[attempt, step] = _Window({rank}, Packed.from_bytes(sketch))
+        elif rank not in window.ranks:
+            window.total += Packed.from_bytes(sketch)
+            window.ranks.add(rank)
         while len(self._windows) > self.windows_kept:
             self._windows.popitem(last=False)
 
@@ -92,11 +106,11 @@ class SparsityActor:
         Returns:
             The sum, or the absentees.
         """
-        window = self._windows.get((attempt, step), {})
-        absent = tuple(rank for rank in range(world_size) if rank not in window)
-        if absent:
+        window = self._windows.get((attempt, step))
+        absent = tuple(rank for rank in range(world_size) if window is None or rank not in window.ranks)
+        if absent or window is None:
             return Answer(step=step, sketch=None, absent=absent)
-        return Answer(step=step, sketch=merge([Sketch.from_bytes(window[rank]) for rank in range(world_size)]).to_bytes())
+        return Answer(step=step, sketch=window.total.to_bytes())
 
     def newest(self) -> bytes | None:
         """Statistics of the newest window that all ranks which ever sent one in its attempt are in.
@@ -104,12 +118,9 @@ class SparsityActor:
         Returns:
             ``MergedStatistics.to_bytes()``, None before the first.
         """
-        for attempt, step in reversed(self._windows):
-            ranks = set().union(*(window for (other, _), window in self._windows.items() if other == attempt))
-            window = self._windows[attempt, step]
-            if window.keys() == ranks:
-                merged = merge([Sketch.from_bytes(window[rank]) for rank in sorted(window)])
-                return MergedStatistics.of(step, merged).to_bytes()
+        for (attempt, step), window in reversed(self._windows.items()):
+            if window.ranks == set().union(*(w.ranks for (other, _), w in self._windows.items() if other == attempt)):
+                return MergedStatistics.of(step, Sketch.unpacked(window.total)).to_bytes()
         return None
 
     def status(self) -> dict[str, Any]:
@@ -118,7 +129,10 @@ class SparsityActor:
         Returns:
             ``received`` payloads since start, and ``windows`` as (attempt, step, ranks).
         """
-        return {"received": self._received, "windows": [(attempt, step, sorted(ranks)) for (attempt, step), ranks in self._windows.items()]}
+        return {
+            "received": self._received,
+            "windows": [(attempt, step, sorted(window.ranks)) for (attempt, step), window in self._windows.items()],
+        }
 
 
 def actor_name(run_name: str) -> str:

@@ -28,7 +28,7 @@ from srft.training.saving import Checkpointer
 from srft.training.update import RunningMean, Updater
 from srft.training.worker import LocalEnergies, Worker
 
-__all__ = ["EpochReport", "Worker", "fine_tune", "prepare", "run", "tuned_tracker"]
+__all__ = ["EpochReport", "Worker", "build", "fine_tune", "prepare", "run", "tuned_tracker"]
 
 
 def fine_tune(
@@ -61,13 +61,13 @@ def fine_tune(
         update and on every worker; a prior that does not fit the tracker is a ValueError.
 
     Raises:
-        ValueError: a run that needs a prior comes without.
-        ConfigError: the weights are not of the run's preset, or the directory holds checkpoints that this run may not go on from.
+        ConfigError: the directory holds checkpoints that this run may not go on from.
+        ValueError: there is nothing to train.
     """
     worker = worker or Worker()
     if not resume and (found := checkpoint.latest(directory)) is not None:
         raise ConfigError(f"{found}: the directory holds checkpoints of an earlier start; resume it or choose another directory")
-    training = _build(config, domain, prior, worker, Checkpointer(directory, config, worker))
+    training = build(config, domain, prior, worker, Checkpointer(directory, config, worker))
     report = training.restore(directory) if resume else None
     try:
         for epoch in range(training.epoch, config.optim.epochs):
@@ -143,7 +143,23 @@ def tuned_tracker(folder: Path) -> MultiModalTracker:
     return network.eval()
 
 
-def _build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, worker: Worker, checkpoints: Checkpointer) -> Training:
+def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, worker: Worker, checkpoints: Checkpointer) -> Training:
+    """Network, optimizer, sampler and exchange of a run, at its start; collective.
+
+    Args:
+        config: the run.
+        domain: what to train on.
+        prior: of the pre-trained RGB tracker.
+        worker: which worker this is.
+        checkpoints: of the run.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ConfigError: the weights are not of the run's preset.
+        ValueError: a run that needs a prior comes without.
+    """
     _, regularized = what_trains(config.paradigm)
     torch.manual_seed(config.seed)
     network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2).to(worker.device)
