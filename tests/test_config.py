@@ -61,9 +61,11 @@ LAYOUT = {"name": "x", "workers": 2, "min_workers": 1, "strategy": "fsdp2", "che
 
 @given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - LAYOUT.keys())))
 def test_digest_follows_every_setting_but_name_and_layout(key):
-    base = TrainConfig()
+    own = {"data.benchmark": "own", "data.root": "/a", "data.source_benchmark": "own", "data.source_root": "/a"}
+    base = from_flat(own if key in own else {})
     value = to_flat(base)[key]
     alternatives = {
+        "data.benchmark": "lasher", "data.root": "/b", "data.source_benchmark": "lasot", "data.source_root": "/b",
         "paradigm": "full", "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3],

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig
+from srft.data.domain import load_domain
 from srft.data.pairs import PairSampler
-from srft.data.synthetic import load_domain, sequences
+from srft.data.synthetic import sequences
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import select_trainable
 from srft.method.sparsity import LocalExchange, merge

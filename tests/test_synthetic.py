@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srft.config import DataConfig
-from srft.data.synthetic import POOLS, load_domain, record, render_sequence, sequences
+from srft.data.synthetic import POOLS, record, render_sequence, sequences
 
 
 def test_the_same_arguments_give_the_same_bytes():
@@ -113,20 +112,6 @@ def test_the_cache_returns_what_was_rendered_and_leaves_no_partial_file(tmp_path
     source = [sequences("source-test", 1, seed=7, length=8, modality=m, cache=tmp_path)[0] for m in ("rgbe", "rgbt")]
     np.testing.assert_array_equal(source[0].frames, source[1].frames)
     assert len(list(tmp_path.iterdir())) == 5
-
-
-def test_a_domain_has_the_numbers_asked_for():
-    domain = load_domain(DataConfig(train_sequences=2, val_sequences=1, source_sequences=1, length=8))
-    assert (len(domain.train), len(domain.val), len(domain.source)) == (2, 1, 1)
-    assert domain.train[0].frames.shape[-1] == 6
-    assert domain.source[0].frames.shape[-1] == 3
-
-
-@pytest.mark.parametrize(("modality", "channels"), [("rgb", 3), ("rgbd", 6), ("rgbt", 6)])
-def test_a_domain_has_the_modality_asked_for(modality, channels):
-    domain = load_domain(DataConfig(train_sequences=1, val_sequences=1, source_sequences=1, length=8, modality=modality))
-    assert {s.frames.shape[-1] for s in (*domain.train, *domain.val)} == {channels}
-    assert domain.source[0].frames.shape[-1] == 3
 
 
 def test_raw_recordings_are_what_the_sensors_count():

@@ -30,6 +30,7 @@ Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
 Precision = Literal["fp32", "bf16", "fp16"]
 RateDecay = Literal["cosine", "constant", "step"]
 Strategy = Literal["ddp", "fsdp2"]
+Benchmark = Literal["", "fe108", "visevent", "coesot", "depthtrack", "vot-rgbd2022", "lasher", "rgbt234", "got10k", "lasot", "own"]
 Preset = Literal["tiny", "small", "base", "base_384"]
 
 __all__ = [
@@ -45,6 +46,14 @@ __all__ = [
     "parse_settings",
     "to_flat",
 ]
+
+
+_BENCHMARKS: dict[Modality, tuple[str, ...]] = {
+    "rgbe": ("fe108", "visevent", "coesot"),
+    "rgbd": ("depthtrack", "vot-rgbd2022"),
+    "rgbt": ("lasher", "rgbt234"),
+    "rgb": ("got10k", "lasot"),
+}
 
 
 class ConfigError(ValueError):
@@ -81,11 +90,19 @@ class DataConfig:
     """Which sequences, and how template/search pairs are drawn from them."""
 
     modality: Modality = "rgbe"
-    """Auxiliary modality of the target domain."""
+    """Auxiliary modality of the target domain. A benchmark has its own; ``rgb`` leaves its auxiliary frames out."""
+    benchmark: Benchmark = ""
+    """Train on a benchmark's training part and validate on sequences carved from it; empty for the synthetic world."""
+    root: str = ""
+    """Folder of the benchmark as it was downloaded, an absolute path."""
+    source_benchmark: Benchmark = ""
+    """RGB source domain, for the prior and for what is forgotten; empty for the synthetic world."""
+    source_root: str = ""
+    """Folder of the source benchmark, an absolute path."""
     train_sequences: int = 24
-    """Synthetic target-domain sequences to train on."""
+    """Synthetic target-domain sequences to train on; of a benchmark all are used."""
     val_sequences: int = 12
-    """Synthetic target-domain sequences that choose checkpoints and trials; never the test sequences."""
+    """Target-domain sequences that choose checkpoints and trials, at most; never the test sequences."""
     test_sequences: int = 24
     """Synthetic target-domain sequences that are scored once, at the end."""
     source_sequences: int = 16
@@ -102,6 +119,14 @@ class DataConfig:
     """Search-crop scale, standard deviation of the logarithm."""
 
     def __post_init__(self) -> None:
+        for name, root in (("benchmark", "root"), ("source_benchmark", "source_root")):
+            benchmark, place = getattr(self, name), getattr(self, root)
+            _check(benchmark in get_args(Benchmark), f"data.{name}", benchmark, f"one of {get_args(Benchmark)[1:]}, or empty")
+            fits = Path(place).is_absolute() if benchmark else not place
+            _check(fits, f"data.{root}", place, f"an absolute path for {benchmark}" if benchmark else f"empty without data.{name}")
+        if self.modality != "rgb":
+            modality = next((modality for modality, names in _BENCHMARKS.items() if self.benchmark in names), self.modality)
+            object.__setattr__(self, "modality", modality)
         _check(self.modality in get_args(Modality), "data.modality", self.modality, f"one of {get_args(Modality)}")
         _check(self.world_seed >= 0, "data.world_seed", self.world_seed, "at least 0")
         for name in ("train_sequences", "val_sequences", "test_sequences", "source_sequences"):

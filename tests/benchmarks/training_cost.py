@@ -120,7 +120,7 @@ def measure_checkpoint() -> dict[str, Any]:
 
 def _train(rank: int, world: int, port: int, steps: int, out: str) -> None:
     from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
-    from srft.data.synthetic import load_domain
+    from srft.data.domain import load_domain
     from srft.training.epoch import Training
     from srft.training.saving import Checkpointer
     from srft.training.step import Worker, build

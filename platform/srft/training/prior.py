@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from srft.config import PriorEstimator, TrainConfig
+from srft.data.domain import source_training
 from srft.data.pairs import Batch, PairSampler
 from srft.data.sequence import Sequence
-from srft.data.synthetic import WORLD_VERSION, sequences
+from srft.data.synthetic import WORLD_VERSION
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, merge_priors, weights_hash
 from srft.method.groups import groups_of
 from srft.method.kronecker import estimate_prior_kronecker
@@ -55,13 +56,15 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
     rank, diagonal = max(_USUAL_RANK, srft.rank) if rank is None else rank, wants_diagonal(config)
     freeze_head = config.tracker.freeze_head and what_trains(config.paradigm)[0] != "head"
     drawn = [FORMAT, WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
+    if data.source_benchmark:
+        drawn += [data.source_benchmark, data.source_root]
     kind = f"{srft.estimator}-{srft.fisher}{'-diagonal' if diagonal else ''}"
     variant = f"{kind}-n{srft.fisher_samples}-k{rank}-w{data.world_seed}-{hashlib.sha256(repr(drawn).encode()).hexdigest()[:8]}"
     path = cache / f"prior-{identity[:12]}-{variant}.safetensors"
     worker = worker or Worker()
     if worker.gather(path.exists())[0]:
         return load_prior(path, base_hash=identity)
-    train = tuple(sequences("source-train", _SOURCE_SEQUENCES, seed=data.world_seed, length=data.length, cache=cache))
+    train = source_training(data, _SOURCE_SEQUENCES, cache)
     pairs = _SourcePairs(single, train, config, worker)
     trainable = select_trainable(single, "full", freeze_head=freeze_head)
     parameters = dict(single.named_parameters())
@@ -73,7 +76,7 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
         pairs,
         fisher_type=srft.fisher,
         groups=groups_of({name: parameters[name] for name in trainable}),
-        data=f"synthetic source-train, world {data.world_seed}",
+        data=f"{data.source_benchmark} train" if data.source_benchmark else f"synthetic source-train, world {data.world_seed}",
         seed=data.world_seed + (0 if srft.estimator == "kronecker" else worker.rank),  # Its random products are those of all workers.
         diagonal=diagonal,
     )
@@ -87,8 +90,9 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
     if worker.rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         prior.save(path)
-    worker.gather(None)  # The same file for all, whatever rounding their own merging had.
-    return load_prior(path, base_hash=identity)
+    worker.gather(None)
+    # The same file for all workers, whatever rounding their own merging had.
+    return prior if worker.world_size == 1 else load_prior(path, base_hash=identity)
 
 
 def wants_prior(config: TrainConfig) -> bool:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from srft.config import BaselineConfig, ConfigError, TrainConfig, from_flat
+from srft.data.domain import load_domain
 from srft.data.pairs import PairSampler
 from srft.data.sequence import Domain
-from srft.data.synthetic import load_domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains

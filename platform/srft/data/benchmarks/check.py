@@ -228,7 +228,7 @@ def _look(
     for alternatives in filter(None, (layout.rgb, aux)):
         try:
             sources.append(open_source(place, name, alternatives, first))
-        except DataError as error:
+        except ValueError as error:
             note("frames", str(error))
     more, rows = 0, len(annotation) if annotation else 0
     for source in sources if annotation else []:
@@ -245,7 +245,7 @@ def _look(
             try:
                 shapes.append(source[index].shape)
                 read += 1
-            except DataError as error:
+            except ValueError as error:
                 note("image", str(error))
         if len(shapes) == 2 and shapes[0] != shapes[1] and not any(p.kind == "size" for p in problems):
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in shapes)

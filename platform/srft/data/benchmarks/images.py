@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from srft.data.benchmarks.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
-from srft.data.depth import depth_image
+from srft.data.benchmarks.layouts import VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
 from srft.data.events import Recording, read_events, represent
 from srft.data.events.windows import interval_edges, window_slices
-from srft.data.thermal import thermal_image
+from srft.data.images import StoredFrame, StoredImage, decode, merge
+from srft.data.video import IMAGES, VideoFrames, natural_key
 
-__all__ = ["ImageFiles", "ImageSource", "NativeFrames", "decode_image", "natural_order", "open_source", "read_image"]
+__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "open_source"]
+
+_RENDERINGS: dict[Kind, str] = {"rgb": "image", "event": "image", "depth": "depth:jet", "thermal": "thermal"}
 
 
 class ImageSource(Protocol):
@@ -34,113 +35,74 @@ class ImageSource(Protocol):
         """Frame ``[H, W, 3]`` uint8 RGB."""
         ...
 
-    def where(self, index: int) -> str:
-        """File of a frame, for messages."""
+    def stored(self, index: int, /) -> StoredImage:
+        """The frame as an encoded image; what is no single image on the disk is encoded without loss."""
+        ...
+
+    def where(self, index: int, /) -> str:
+        """Place of a frame, for messages."""
         ...
 
 
-def natural_order(name: str) -> tuple[list[int], str]:
-    """Sorts file names by the numbers in them, whatever stands around: v9.jpg before v10.jpg, 00001i.jpg before 00002i.jpg.
+class _Made:
+    """Frames that are not images on the disk: encoded when an encoded image is asked for."""
 
-    Args:
-        name: of a file.
+    def __getitem__(self, index: int) -> np.ndarray:
+        raise NotImplementedError
 
-    Returns:
-        A key to sort by.
-    """
-    return [int(number) for number in re.findall(r"[0-9]+", name.rpartition(".")[0])], name
+    def where(self, index: int) -> str:
+        """Place of a frame, for messages.
 
+        Args:
+            index: of the frame.
 
-def decode_image(data: bytes, kind: Kind, where: str) -> np.ndarray:
-    """Decode an image of a modality and show it as RGB.
+        Returns:
+            A file, and where in it.
+        """
+        raise NotImplementedError
 
-    Args:
-        data: content of the file.
-        kind: depth is shown as a JET colour map (:func:`srft.data.depth.depth_image`), thermal as grey or as it is
-            (:func:`srft.data.thermal.thermal_image`), RGB and event images as they are.
-        where: the file's name, for messages.
+    def stored(self, index: int) -> StoredImage:
+        """The frame as a PNG.
 
-    Returns:
-        ``[H, W, 3]`` uint8.
+        Args:
+            index: of the frame.
 
-    Raises:
-        DataError: the file is cut off, is no image, or is none of this kind.
-    """
-    if not data:
-        raise DataError(f"{where}: empty; expected an image. Fetch the file again")
-    if _cut_off(data):
-        raise DataError(f"{where}: cut off after {len(data)} bytes; expected a whole image. Fetch the file again")
-    raw = kind in ("depth", "thermal")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if raw else cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise DataError(f"{where}: not a readable image (it starts with {data[:8]!r}). Fetch the file again")
-    if not raw:
-        return image
-    try:
-        if kind == "depth":
-            return depth_image(image)
-        return thermal_image(np.ascontiguousarray(image[..., 2::-1]) if image.ndim == 3 else image)
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
-
-
-def _cut_off(data: bytes) -> bool:
-    # Decoders fill what a truncated JPEG or PNG lacks with grey, without an error. Inside its data a JPEG has no end marker.
-    if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
-    if data.startswith(b"\x89PNG"):
-        return data.rfind(b"IEND") < 0
-    return data.startswith(b"BM") and int.from_bytes(data[2:6], "little") > len(data)
-
-
-def read_image(path: Path, kind: Kind) -> np.ndarray:
-    """Read an image file, see :func:`decode_image`.
-
-    Args:
-        path: the file.
-        kind: its modality.
-
-    Returns:
-        ``[H, W, 3]`` uint8 RGB.
-
-    Raises:
-        DataError: the file cannot be read. So is one that is not a whole image of this kind.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected an image") from error
-    return decode_image(data, kind, str(path))
+        Returns:
+            The image.
+        """
+        image = cv2.cvtColor(self[index], cv2.COLOR_RGB2BGR)
+        return StoredImage(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1], "image", self.where(index))
 
 
 class ImageFiles:
-    """A folder of images in natural order.
+    """A folder of images in natural order, one a frame.
 
     Raises:
-        DataError: the folder has no images, or their number is no multiple of the images per frame.
+        DataError: the folder has no images.
     """
 
-    def __init__(self, folder: Path, kind: Kind, per_frame: int = 1) -> None:
-        names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
-        if not names or len(names) % per_frame:
-            raise DataError(f"{folder}: {len(names)} images; expected {per_frame} a frame. Fetch the folder again")
-        self.folder, self.kind, self.per_frame = folder, kind, per_frame
-        self._names = np.array([os.fsencode(name) for name in sorted(names, key=natural_order)])
+    per_frame = 1
+
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGES) and not name.startswith(".")]
+        if not names or len(names) % self.per_frame:
+            raise DataError(f"{folder}: {len(names)} images; expected {self.per_frame} a frame. Fetch the folder again")
+        self.folder, self.kind = folder, kind
+        self._names = np.array([os.fsencode(name) for name in sorted(names, key=natural_key)])
 
     def __len__(self) -> int:
         return len(self._names) // self.per_frame
 
-    def path(self, index: int, part: int = 0) -> Path:
+    def path(self, number: int) -> Path:
         """A file.
 
         Args:
-            index: of the frame.
-            part: which of the images of the frame.
+            number: of the image.
 
         Returns:
             Its path.
         """
-        return self.folder / os.fsdecode(self._names[index * self.per_frame + part])
+        return self.folder / os.fsdecode(self._names[number])
 
     def where(self, index: int) -> str:
         """File of a frame.
@@ -151,29 +113,63 @@ class ImageFiles:
         Returns:
             Its path.
         """
-        return str(self.path(index))
+        return str(self.path(index * self.per_frame))
+
+    def image(self, number: int) -> StoredImage:
+        """Read a file.
+
+        Args:
+            number: of the image.
+
+        Returns:
+            Its content.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.path(number)
+        try:
+            return StoredImage(path.read_bytes(), _RENDERINGS[self.kind], str(path))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; expected an image") from error
+
+    def stored(self, index: int) -> StoredImage:
+        """Read the file of a frame.
+
+        Args:
+            index: of the frame.
+
+        Returns:
+            Its content.
+        """
+        return self.image(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        images = [read_image(self.path(index, part), self.kind) for part in range(self.per_frame)]
-        return images[0] if self.per_frame == 1 else np.stack([image[..., 0] for image in images], 2)
+        return decode(self.image(index)).pixels
 
 
-class VideoFile:
-    """A video; going through it in order decodes each frame once, anything else seeks.
+class ImageTriples(_Made, ImageFiles):
+    """A folder of grey images, three for the channels of one frame."""
 
-    Raises:
-        DataError: the file is no readable video.
-    """
+    per_frame = 3
 
-    def __init__(self, path: Path, kind: Kind) -> None:
-        self.path, self.kind = path, kind
-        capture = _capture(path, os.getpid())
-        self._count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        if self._count < 1:
-            raise DataError(f"{path}: no readable video; expected a file that FFmpeg decodes. Make a folder of images of it")
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.stack([decode(self.image(3 * index + channel)).pixels[..., 0] for channel in range(3)], 2)
+
+    where = ImageFiles.where
+
+
+class VideoFile(_Made):
+    """A video; going through it in order decodes each frame once, anything else seeks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._count = path, len(_video(path, os.getpid()))
 
     def __len__(self) -> int:
         return self._count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _video(self.path, os.getpid())[index]
 
     def where(self, index: int) -> str:
         """Place of a frame.
@@ -186,23 +182,14 @@ class VideoFile:
         """
         return f"{self.path}, frame {index}"
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        capture = _capture(self.path, os.getpid())
-        if int(capture.get(cv2.CAP_PROP_POS_FRAMES)) != index:
-            capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        found, image = capture.read()
-        if not found:
-            raise DataError(f"{self.where(index)}: cannot be decoded; the file says it has {self._count} frames. Encode it again")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
 
 @functools.lru_cache(maxsize=8)
-def _capture(path: Path, process: int) -> cv2.VideoCapture:
-    # By process: a file position must not be shared with forked workers.
-    return cv2.VideoCapture(str(path))
+def _video(path: Path, process: int) -> VideoFrames:
+    # By process: a place in a file must not be shared with forked workers.
+    return VideoFrames(path)
 
 
-class EventImages:
+class EventImages(_Made):
     """Event images of a recording with frames. One recording is in memory at a time: go through sequences one by one, or pack them.
 
     Raises:
@@ -221,6 +208,14 @@ class EventImages:
     def __len__(self) -> int:
         return self._count
 
+    def __getitem__(self, index: int) -> np.ndarray:
+        recording = _recording(self.path)
+        exposures = recording.exposures
+        edges = exposures if self.representation == "red_blue" and exposures is not None else interval_edges(recording.frame_times)
+        edge = edges[self.first + index]
+        events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
+        return represent(self.representation, events, *recording.frames.shape[1:], start=int(edge[0]), stop=int(edge[1]))
+
     def where(self, index: int) -> str:
         """Place of a frame.
 
@@ -232,21 +227,10 @@ class EventImages:
         """
         return f"{self.path}, frame {self.first + index}"
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        recording = _recording(self.path)
-        exposures = recording.exposures
-        edges = exposures if self.representation == "red_blue" and exposures is not None else interval_edges(recording.frame_times)
-        start, stop = (int(time) for time in edges[self.first + index])
-        events = recording.events[window_slices(recording.events["t"], edges[self.first + index][None])[0]]
-        return represent(self.representation, events, *recording.frames.shape[1:], start=start, stop=stop)
-
 
 @functools.lru_cache(maxsize=1)
 def _recording(path: Path) -> Recording:
-    try:
-        return read_events(path, sort=True)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    return read_events(path, sort=True)
 
 
 def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first: int | None) -> ImageSource:
@@ -262,19 +246,19 @@ def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first
         Its frames.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none. A video or recording that cannot be read is a ValueError too.
     """
     expected = []
     for frames in alternatives:
         if isinstance(frames, Images):
             place = folder / frames.folder.format(name=name)
             if place.is_dir():
-                return ImageFiles(place, frames.kind, frames.per_frame)
+                return (ImageTriples if frames.triples else ImageFiles)(place, frames.kind)
             expected.append(f"{place.name}/")
         elif isinstance(frames, Video):
             for suffix in VIDEO_SUFFIXES:
                 if (place := folder / f"{frames.stem}{suffix}").is_file():
-                    return VideoFile(place, frames.kind)
+                    return VideoFile(place)
             expected.append(f"{frames.stem}.mp4")
         elif isinstance(frames, EventFile):
             place = folder / frames.file.format(name=name)
@@ -337,16 +321,29 @@ class NativeFrames:
             )
         return source
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def stored(self, index: int) -> StoredFrame:
+        """The images of a frame as they are stored, see ``srft.data.images``.
+
+        Args:
+            index: which frame.
+
+        Returns:
+            Its images, encoded.
+        """
+        place = self._place(index)
+        return StoredFrame(tuple(source.stored(place) for source in self.sources))
+
+    def _place(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of sequence {self.name}; it has {len(self)}")
-        images = [source[index + self.skip] for source in self.sources]
-        if len(images) == 1:
-            return images[0]
-        if images[0].shape != images[1].shape:
-            sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
-            raise DataError(
-                f"{self.sources[0].where(index + self.skip)} and {self.sources[1].where(index + self.skip)}: {sizes} pixels; "
-                "expected the same. Align and resize one of them"
-            )
-        return np.concatenate(images, 2)
+        return index + self.skip
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        place = self._place(index)
+        images = [source[place] for source in self.sources]
+        if len({image.shape for image in images}) > 1:
+            sizes = " and ".join(f"{s.where(place)} is {i.shape[1]}x{i.shape[0]}" for s, i in zip(self.sources, images, strict=True))
+            raise DataError(f"{sizes} pixels; expected the same. Align and resize one of them")
+        frame = np.empty((*images[0].shape[:2], 3 * len(images)), np.uint8)
+        merge(images, frame)
+        return frame

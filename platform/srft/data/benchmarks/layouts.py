@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 Kind = Literal["rgb", "event", "depth", "thermal"]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov")
 
 
@@ -66,8 +65,8 @@ class Images:
 
     folder: str
     kind: Kind
-    per_frame: int = 1
-    """Grey images that are the channels of one frame."""
+    triples: bool = False
+    """Three grey images are the channels of one frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ FE108 = Layout(
     annotations=AnnotationFiles(boxes=("{name}/groundtruth_rect.txt", "{name}/groundtruth.txt")),
     rgb=(Images(folder="img", kind="rgb"),),
     aux=(
-        Images(folder="inter3_stack", kind="event", per_frame=3),
+        Images(folder="inter3_stack", kind="event", triples=True),
         Images(folder="evimg", kind="event"),
         Images(folder="dvs", kind="event"),
         EventFile(file="events.aedat4", representation="three_windows"),

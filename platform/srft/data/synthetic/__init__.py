@@ -6,6 +6,6 @@ so nothing seen in one appears in another. The same arguments give the same byte
 """
 
 from srft.data.synthetic.scene import CONDITIONS, POOLS, Split
-from srft.data.synthetic.sequences import WORLD_VERSION, Capture, load_domain, record, render_sequence, sequences
+from srft.data.synthetic.sequences import WORLD_VERSION, Capture, record, render_sequence, sequences
 
-__all__ = ["CONDITIONS", "POOLS", "WORLD_VERSION", "Capture", "Split", "load_domain", "record", "render_sequence", "sequences"]
+__all__ = ["CONDITIONS", "POOLS", "WORLD_VERSION", "Capture", "Split", "record", "render_sequence", "sequences"]

@@ -1,4 +1,4 @@
-"""Sequences of the procedural world: rendered, kept in a cache, and gathered for a run."""
+"""Sequences of the procedural world: rendered, and kept in a cache."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from srft.config import DataConfig, Modality
+from srft.config import Modality
 from srft.data.depth import depth_image
 from srft.data.events import polarity_image
-from srft.data.sequence import Domain, Sequence
+from srft.data.sequence import Sequence
 from srft.data.synthetic.cameras import expose, see_events
 from srft.data.synthetic.depth_sensor import measure_depth, place_in_depth
 from srft.data.synthetic.scene import HEIGHT, POOLS, SUBFRAMES, WIDTH, Split, build
@@ -22,7 +22,7 @@ from srft.data.synthetic.thermal_sensor import measure_temperature, warm_up
 from srft.data.thermal import thermal_image
 from srft.files import aside
 
-__all__ = ["WORLD_VERSION", "Capture", "load_domain", "record", "render_sequence", "sequences"]
+__all__ = ["WORLD_VERSION", "Capture", "record", "render_sequence", "sequences"]
 
 WORLD_VERSION = 1
 """Part of cached files' names; to be raised whenever the same seed would give other bytes."""
@@ -190,24 +190,3 @@ def _read(path: Path, name: str) -> Sequence:
 def _write(path: Path, s: Sequence) -> None:
     with aside(path) as temporary, temporary.open("wb") as file:
         np.savez(file, frames=np.asarray(s.frames), boxes=s.boxes, absent=s.absent, attributes=np.array(s.attributes, str))
-
-
-def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
-    """The synthetic sequences a run trains and validates on, less training sequences that no pair can be drawn from.
-
-    Args:
-        data: the run's data settings; the modality chooses the camera beside the RGB camera.
-        cache: see :func:`sequences`.
-
-    Returns:
-        Training, validation and source sequences; for the modality ``rgb`` the target domain has RGB frames only.
-    """
-
-    def render(split: Split, count: int) -> tuple[Sequence, ...]:
-        return tuple(sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache))
-
-    return Domain(
-        train=tuple(s for s in render("target-train", data.train_sequences) if s.shortest_gap <= data.max_gap),
-        val=render("target-val", data.val_sequences),
-        source=render("source-test", data.source_sequences),
-    )

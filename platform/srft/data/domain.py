@@ -1,0 +1,69 @@
+"""The sequences of a run: of benchmarks on disk, or of the synthetic world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srft.config import DataConfig
+from srft.data.benchmarks import DataError, open_benchmark
+from srft.data.sequence import Domain, Sequence
+from srft.data.synthetic import Split, sequences
+
+__all__ = ["load_domain", "source_training"]
+
+
+def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
+    """The sequences a run trains and validates on, less training sequences that no pair can be drawn from.
+
+    Args:
+        data: the run's data settings; in the synthetic world the modality chooses the camera beside the RGB camera.
+        cache: folder of rendered sequences, see :func:`srft.data.synthetic.sequences`.
+
+    Returns:
+        Training, validation and source sequences; for the modality ``rgb`` the target domain has RGB frames only. Of a benchmark all
+        training sequences less the validation part, and at most as many of validation and source as asked for, spread over the list.
+
+    Raises:
+        DataError: no pair can be drawn from any training sequence of the benchmark.
+    """
+
+    def rendered(split: Split, count: int) -> tuple[Sequence, ...]:
+        return tuple(sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache))
+
+    if data.benchmark:
+        train = open_benchmark(data.benchmark, data.root, split="train", modality=data.modality)
+        val = _spread(open_benchmark(data.benchmark, data.root, split="val", modality=data.modality), data.val_sequences)
+    else:
+        train, val = rendered("target-train", data.train_sequences), rendered("target-val", data.val_sequences)
+    if data.source_benchmark:
+        held_out = open_benchmark(data.source_benchmark, data.source_root, split="val", modality="rgb")
+        source = _spread(held_out, data.source_sequences)
+    else:
+        source = rendered("source-test", data.source_sequences)
+    usable = tuple(sequence for sequence in train if sequence.shortest_gap <= data.max_gap)
+    if data.benchmark and not usable:
+        raise DataError(
+            f"{data.root}: none of {len(train)} sequences has two visible frames at most data.max_gap = {data.max_gap} apart; raise it"
+        )
+    return Domain(train=usable, val=val, source=source)
+
+
+def source_training(data: DataConfig, count: int, cache: Path | None = None) -> tuple[Sequence, ...]:
+    """RGB sequences of the source domain that the prior is estimated from; none is among the source sequences of :func:`load_domain`.
+
+    Args:
+        data: the run's data settings.
+        count: how many, of the synthetic world; of a benchmark all training sequences.
+        cache: see :func:`load_domain`.
+
+    Returns:
+        The sequences.
+    """
+    if data.source_benchmark:
+        return open_benchmark(data.source_benchmark, data.source_root, split="train", modality="rgb")
+    return tuple(sequences("source-train", count, seed=data.world_seed, length=data.length, cache=cache))
+
+
+def _spread(sequences: tuple[Sequence, ...], count: int) -> tuple[Sequence, ...]:
+    count = min(count, len(sequences))
+    return tuple(sequences[i * len(sequences) // count] for i in range(count))
