@@ -228,7 +228,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     print(f"pictures     {pictures}")
     if version is not None:
         print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
-    print(f"retrain      uv run srft train --config {out / 'best.json'} --set optim.epochs=12 --out {out.parent / 'winner'}")
+    print(f"retrain      uv run experiments/retrain.py {out}")
     print(f"runs         {ui_command(out, uri)}", flush=True)
 
 
