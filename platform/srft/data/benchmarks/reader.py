@@ -50,9 +50,10 @@ def open_benchmark(
     layout = layout_of(benchmark)
     listing = list_split(layout, root, split, protocol)
     if listing.missing and not (partial and listing.places):
+        own = Path(root) / (*layout.lists.get(split, ()), "a list")[0]
         raise DataError(
             f"{root}: {len(listing.missing)} of {len(listing.names)} sequences are missing ({', '.join(listing.missing[:3])}, ...), "
-            f"listed by {listing.source}. Fetch them, or leave them out (partial)"
+            f"listed by {listing.source}. Fetch them, or list those that are there in {own}"
         )
     if min_size is None:
         min_size = layout.min_size if split in ("train", "trainval") else 0.0
