@@ -13,6 +13,7 @@ from srft.commands.convert import Convert
 from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
+from srft.commands.export import Export
 from srft.commands.sparsity import Sparsity
 from srft.commands.track import Track
 from srft.commands.train import Train
@@ -22,6 +23,7 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
     | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Train, tyro.conf.subcommand("train")]

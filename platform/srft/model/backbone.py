@@ -104,7 +104,7 @@ class Backbone(_Streams):
         if places is None:
             return tokens
         index = places[:, :, None].expand(-1, -1, tokens.shape[2])
-        return tokens.new_zeros(len(tokens), self.pos_embed_x.shape[1], tokens.shape[2]).scatter(1, index, tokens)
+        return tokens.new_zeros(tokens.shape[0], self.pos_embed_x.shape[1], tokens.shape[2]).scatter(1, index, tokens)
 
 
 class TwoStreamBackbone(_Streams):

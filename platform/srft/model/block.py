@@ -67,7 +67,7 @@ class Block(nn.Module):
         with torch.no_grad():
             logits = (query[:, :, centre : centre + 1] * self.attn.scale) @ key.transpose(-2, -1)
             kept = logits.softmax(-1)[:, :, 0, template:].mean(1).topk(keep, dim=1).indices
-        first = torch.arange(template, device=kept.device).expand(len(kept), -1)
+        first = torch.arange(template, device=kept.device).expand(kept.shape[0], -1)
         rows = torch.cat([first, kept + template], 1)
         query = query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         attended = scaled_dot_product_attention(query, key, value)

@@ -12,8 +12,8 @@ from srft.model.architecture import PRESETS, Architecture, eliminating
 from srft.model.backbone import Backbone, TwoStreamBackbone
 from srft.model.head import CenterHead, decode
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 class TrackerOutput(NamedTuple):
@@ -113,7 +113,7 @@ def normalize(crops: Tensor) -> Tensor:
         ``[B, C, H, W]`` float32 with the ImageNet mean and deviation removed, the auxiliary channels like the RGB ones.
     """
     copies = crops.shape[-1] // 3
-    mean = torch.tensor(_MEAN * copies, device=crops.device)[:, None, None] * 255
-    std = torch.tensor(_STD * copies, device=crops.device)[:, None, None] * 255
+    mean = torch.tensor(MEAN * copies, device=crops.device)[:, None, None] * 255
+    std = torch.tensor(STD * copies, device=crops.device)[:, None, None] * 255
     # Transposed as bytes, then in place: a quarter of the time.
     return crops.permute(0, 3, 1, 2).contiguous().float().sub_(mean).div_(std)
