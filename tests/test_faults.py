@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig, from_flat, to_flat
-from srft.training import checkpoint, distributed, saving, state
+from srft.training import checkpoint, distributed, saving, sparsity_actor, state
 from srft.training.checkpoint import Progress
 from srft.training.saving import Checkpointer
 from srft.training.state import read_tensors
@@ -122,9 +122,11 @@ def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
     two = from_flat({"workers": 2}, CONFIG)
     entry = partial(toy_entry, raise_at=("faults", 0), hang_at=(0, 1), kill_at=(1, 2), diverge_at=4, pause=1.5)
     seen: list[int] = []
+    asked: list[Any] = []
 
     def on_epoch(report: Any) -> None:
         seen.append(report.epoch)
+        asked.append(sparsity_actor.of_running(tmp_path))
         if report.epoch == 2:
             signal.raise_signal(signal.SIGINT)
 
@@ -134,7 +136,8 @@ def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
     assert {flag.name for flag in tmp_path.iterdir()} >= {"raised", "hung", "killed"}
     assert time.monotonic() - started < 400
     assert seen in ([0, 1, 2], [0, 1, 2, 3])
-    assert not (tmp_path / "actor.json").exists()
+    assert asked[-1].tables.keys() == {"group"}  # the newest statistics, from outside, while it trains
+    assert sparsity_actor.of_running(tmp_path) is None
     with pytest.raises(FloatingPointError, match="planned"):
         distributed.train(two, entry, directory=tmp_path, resume=True, on_epoch=lambda report: seen.append(report.epoch))
     assert seen == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -208,12 +209,14 @@ def of_running(directory: Path, patience: float = 10.0) -> MergedStatistics | No
     Returns:
         The statistics; None if the run trains no more, or has none yet.
     """
-    import ray
-
     try:
         where = json.loads((directory / ANNOUNCED).read_text())
     except FileNotFoundError:
         return None
+    if (Path.home() / ".ray" / "auth_token").exists():  # Ray made it for the run's cluster, and asks for it if told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
     ours = not ray.is_initialized()
     try:
         if ours:
