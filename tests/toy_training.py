@@ -88,6 +88,7 @@ def toy_entry(
                 "weight": float(module.weight.detach().double().sum()),
                 "pid": float(os.getpid()),
                 "refreshed": float(refreshed),
+                "world_size": float(worker.world_size),
             },
         )
         if worker.rank == 0:

@@ -130,6 +130,7 @@ def _train_with_ray(
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
     from ray.util.queue import Empty, Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Watching for notices that a node will go logs an error at every start, and with one node nobody is left to save.
     watch = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(len(ray.nodes()) > 1))}
@@ -139,7 +140,8 @@ def _train_with_ray(
     run_name = f"{config.name}-{config.digest()}-{time.time_ns():x}"
     gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
     actor = sparsity_actor.start(run_name)
-    reports = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # Lives as long as this process, whatever other nodes do.
     storage = directory / "ray"
     trainer: Any = TorchTrainer(
         _worker_loop,

@@ -91,8 +91,8 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
         path.parent.mkdir(parents=True, exist_ok=True)
         prior.save(path)
     worker.gather(None)
-    # The same file for all workers, whatever rounding their own merging had.
-    return prior if worker.world_size == 1 else load_prior(path, base_hash=identity)
+    # What a resumed run will find; and the same for all workers, whatever rounding their own merging had.
+    return load_prior(path, base_hash=identity) if diagonal or worker.world_size > 1 else prior
 
 
 def wants_prior(config: TrainConfig) -> bool:

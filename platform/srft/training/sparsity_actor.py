@@ -158,8 +158,10 @@ def start(run_name: str) -> Any:
         Ray actor handle.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    options = {"name": actor_name(run_name), "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"name": actor_name(run_name), "namespace": NAMESPACE, "num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
     return ray.remote(SparsityActor).options(**options).remote()
 
 
