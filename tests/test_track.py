@@ -104,7 +104,7 @@ def test_a_part_of_a_video_is_tracked_from_a_given_box(monkeypatch, tmp_path, fo
         (["--init", "900,2,3,4", "--boxes", "a.csv"], "outside the 346x260 frame"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--weights", "large"], "no weights 'large'"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--aux", "few"], "6 frames come with 2 auxiliary images"),
-        (["--init", "1,2,3,4", "--boxes", "a.csv", "--aux", "deep"], "--aux-pixels depth"),
+        (["--init", "1,2,3,4", "--boxes", "a.csv", "--aux", "deep"], "0.png: uint16 pixels.*--aux-pixels"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--aux", "few", "--events", "e.npz"], "expected one auxiliary modality"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--times", "t.txt"], "times of frames are given without events"),
         (["--init", "1,2,3,4", "--out", "a.webm"], r"ending in \.mp4 or \.avi"),

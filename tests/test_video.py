@@ -136,11 +136,11 @@ def test_images_that_are_something_else_are_named(tmp_path):
     with pytest.raises(ValueError, match="no image in it"):
         ImageFolder(tmp_path)
     cv2.imwrite(str(tmp_path / "0.png"), np.zeros((4, 6), np.uint16))
-    with pytest.raises(ValueError, match=r"0\.png: it is uint16 \[4, 6\]; .*--aux-pixels depth.*--aux-pixels thermal"):
+    with pytest.raises(ValueError, match=r"0\.png: uint16 pixels; expected 8 bits.*--aux-pixels"):
         ImageFolder(tmp_path)[0]
     cv2.imwrite(str(tmp_path / "0.png"), np.zeros((4, 6), np.uint8))
     with pytest.raises(ValueError, match=r"0\.png: depth is uint8"):
         ImageFolder(tmp_path, pixels="depth")[0]
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"0\.png: cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"0\.png: truncated"):
         ImageFolder(tmp_path)[0]

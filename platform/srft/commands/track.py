@@ -129,6 +129,7 @@ def run(command: Track) -> None:
     from tqdm import tqdm
 
     from srft.data.clip import open_clip
+    from srft.data.frames import read_ahead
     from srft.data.video import video_writer
     from srft.evaluation.online import OnlineTracker, Tracked, Trajectory
     from srft.evaluation.overlay import overlay
@@ -165,8 +166,8 @@ def run(command: Track) -> None:
     boxes, scores, seconds = np.empty((stop - command.start, 4)), np.ones(stop - command.start), 0.0
     with contextlib.ExitStack() as stack:
         writer = None
-        for i in tqdm(range(command.start, stop), unit="frame", disable=None):
-            frame = clip.frame(i)
+        numbers = range(command.start, stop)
+        for i, frame in zip(tqdm(numbers, unit="frame", disable=None), read_ahead(clip.frame, numbers), strict=True):
             begun = time.perf_counter()
             if i == command.start:
                 tracker.initialize(frame, np.array(given))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["Frame", "Parts", "split_frame"]
+__all__ = ["Frame", "Parts", "read_ahead", "split_frame"]
+
+T = TypeVar("T")
 
 Frame = np.ndarray | tuple[np.ndarray | None, np.ndarray | None]
 """``[H, W, 3]`` RGB, ``[H, W, 6]`` RGB then auxiliary image, or a pair (RGB, auxiliary) of ``[H, W, 3]``, either of which may be None."""
@@ -58,6 +62,26 @@ def split_frame(frame: Frame, where: str) -> Parts:
             "expected aligned images of one size"
         )
     return Parts(tuple(images), *images[0][1].shape[:2])
+
+
+def read_ahead(read: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
+    """Read in a thread, one ahead, so that the next frame is decoded while the tracker looks at this one.
+
+    Args:
+        read: gives a frame.
+        indices: which ones, in order.
+
+    Yields:
+        ``read(i)``; what it raises is raised when its turn comes.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        following = None
+        for index in indices:
+            ready, following = following, thread.submit(read, index)
+            if ready is not None:
+                yield ready.result()
+        if following is not None:
+            yield following.result()
 
 
 def _size(image: np.ndarray) -> str:

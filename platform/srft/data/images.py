@@ -35,7 +35,7 @@ class ImageError(ValueError):
 
 def _colour(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype != np.uint8:
-        raise ValueError(f"{pixels.dtype} pixels; expected 8 bits, or a rendering for depth or thermal frames")
+        raise ValueError(f"{pixels.dtype} pixels; expected 8 bits. Say whether they are depth or thermal counts (srft track: --aux-pixels)")
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else pixels
 
 
@@ -170,7 +170,11 @@ def decode(image: StoredImage, *, rows: int | None = None, reduce: int = 1) -> D
     whole = _complete(data)
     pixels = None
     if whole and len(buffer):
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if image.rendering == "image" else cv2.IMREAD_UNCHANGED
+        flags = (
+            cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+            if image.rendering == "image"
+            else cv2.IMREAD_UNCHANGED
+        )
         try:
             pixels = cv2.imdecode(buffer, flags)
         except cv2.error as error:

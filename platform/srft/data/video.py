@@ -11,9 +11,8 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from srft.data.depth import depth_image
+from srft.data.images import StoredImage, decode
 from srft.data.sequence import FrameSource
-from srft.data.thermal import thermal_image
 from srft.files import aside
 
 __all__ = ["IMAGES", "ImageFolder", "Pixels", "VideoFrames", "natural_key", "open_frames", "video_writer"]
@@ -24,6 +23,7 @@ Pixels = Literal["picture", "depth", "thermal"]
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of image files."""
 
+_RENDERINGS = {"picture": "image", "depth": "depth:jet", "thermal": "thermal"}
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 
 
@@ -37,23 +37,6 @@ def natural_key(name: str) -> list[str | int]:
         Letters and numbers in turn.
     """
     return [int(part) if i % 2 else part.lower() for i, part in enumerate(re.split("([0-9]+)", name))]
-
-
-def _to_rgb(image: np.ndarray, pixels: Pixels, where: str) -> np.ndarray:
-    # From what OpenCV reads: [H, W], [H, W, 3] BGR or [H, W, 4] BGRA.
-    try:
-        if pixels == "depth":
-            return depth_image(image)
-        if image.ndim == 3 and image.dtype == np.uint8:
-            return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-        if pixels == "thermal" or (image.ndim == 2 and image.dtype == np.uint8):
-            return thermal_image(image)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    raise ValueError(
-        f"{where}: it is {image.dtype} {list(image.shape)}; expected 8-bit grey or colour. Say what 16-bit pixels are: depth in "
-        "millimetres (pixels='depth', --aux-pixels depth) or thermal counts (pixels='thermal', --aux-pixels thermal)"
-    )
 
 
 class ImageFolder:
@@ -87,16 +70,10 @@ class ImageFolder:
             index: from 0.
 
         Returns:
-            ``[H, W, 3]`` uint8 RGB.
-
-        Raises:
-            ValueError: the file is damaged, or its pixels are not what was said.
+            ``[H, W, 3]`` uint8 RGB. A damaged file, or pixels that are not what was said, are an ImageError.
         """
         path = self.files[index]
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if image is None:
-            raise ValueError(f"{path}: cannot be read as an image; it is damaged or cut off")
-        return _to_rgb(image, self.pixels, str(path))
+        return decode(StoredImage(path.read_bytes(), _RENDERINGS[self.pixels], str(path))).pixels
 
 
 class VideoFrames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.crops import crop, region_side
-from srft.data.frames import Frame, Parts, split_frame
+from srft.data.frames import Frame, Parts, read_ahead, split_frame
 from srft.data.sequence import Sequence
 from srft.model.head import decode
 from srft.model.tracker import MultiModalTracker, normalize
@@ -297,7 +297,7 @@ _ONE = "the target"
 
 @dataclass
 class _Followed:
-    sequence: Sequence
+    frames: Iterator[np.ndarray]
     trajectory: Trajectory
     at: int = 1
 
@@ -340,15 +340,15 @@ def track_sequences(
             out.append(Trajectory(name=sequence.name, boxes=boxes, scores=np.ones(len(sequence))))
             if len(sequence) > 1:
                 tracker.join((sequence.name, number), sequence.frames[0], sequence.boxes[0])
-                active[sequence.name, number] = _Followed(sequence, out[-1])
+                active[sequence.name, number] = _Followed(read_ahead(sequence.frames.__getitem__, range(1, len(sequence))), out[-1])
         if not active:
             return out
-        found = tracker.track({name: followed.sequence.frames[followed.at] for name, followed in active.items()})
+        found = tracker.track({name: next(followed.frames) for name, followed in active.items()})
         for name, (box, score) in found.items():
             followed = active[name]
             followed.trajectory.boxes[followed.at], followed.trajectory.scores[followed.at] = box, score
             followed.at += 1
-            if followed.at == len(followed.sequence):
+            if followed.at == len(followed.trajectory.boxes):
                 tracker.leave(name)
                 del active[name]
         if on_frames:
