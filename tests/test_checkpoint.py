@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from srft.config import ConfigError, TrainConfig, from_flat
-from srft.training import checkpoint
+from srft.training import checkpoint, home
 from srft.training.checkpoint import Progress
 
 CONFIG = TrainConfig(name="toy")
@@ -103,19 +103,19 @@ def test_damaged_newest_is_reported_and_passed_over(tmp_path: Path, caplog: pyte
 
 
 def test_claim_refuses_another_configuration_and_reuse(tmp_path: Path) -> None:
-    checkpoint.claim(tmp_path, CONFIG, resume=False)
-    assert checkpoint.config_of(tmp_path) == CONFIG
+    home.claim(tmp_path, CONFIG, resume=False)
+    assert home.config_of(tmp_path) == CONFIG
     with pytest.raises(ConfigError, match="--resume"):
-        checkpoint.claim(tmp_path, CONFIG, resume=False)
-    checkpoint.claim(tmp_path, from_flat({"workers": 2, "name": "renamed"}, CONFIG), resume=True)  # neither is part of the identity
+        home.claim(tmp_path, CONFIG, resume=False)
+    home.claim(tmp_path, from_flat({"workers": 2, "name": "renamed"}, CONFIG), resume=True)  # neither is part of the identity
     other = from_flat({"optim.lr": 1e-5}, CONFIG)
     with pytest.raises(ConfigError) as caught:
-        checkpoint.claim(tmp_path, other, resume=True)
+        home.claim(tmp_path, other, resume=True)
     for part in (str(tmp_path), CONFIG.digest(), other.digest(), "choose another directory"):
         assert part in str(caught.value)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"run\.json"):
-        checkpoint.claim(tmp_path, CONFIG, resume=True)
+        home.claim(tmp_path, CONFIG, resume=True)
 
 
 def test_claim_removes_what_a_dead_process_left(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_claim_removes_what_a_dead_process_left(tmp_path: Path) -> None:
     orphan.mkdir()
     (orphan / "weights.safetensors").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
-    checkpoint.claim(tmp_path, CONFIG, resume=True)
+    home.claim(tmp_path, CONFIG, resume=True)
     assert not orphan.exists()
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
 
@@ -139,7 +139,7 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignore)
-    checkpoint.claim(tmp_path, CONFIG, resume=True)
+    home.claim(tmp_path, CONFIG, resume=True)
     (tmp_path / "run.json").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000"]
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"

@@ -10,7 +10,7 @@ from srft.config import ConfigError, from_flat
 from srft.search.space import Space
 from srft.search.study import Study, claim
 from srft.search.tuning import Progress, run_study
-from srft.training import checkpoint, cluster, distributed
+from srft.training import cluster, distributed, home
 from tests.toy_training import toy_entry
 
 CONFIG = from_flat(
@@ -66,7 +66,7 @@ def test_a_trial_of_two_workers_trains_as_one_worker_and_leaves_nothing(tmp_path
     alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
     assert result.metrics["weight"] == pytest.approx(alone.metrics["weight"], rel=1e-5)  # same global batches
     assert result.metrics["refreshed"] >= 8  # of 11; a window may be late
-    assert checkpoint.config_of(result.directory).workers == 2
+    assert home.config_of(result.directory).workers == 2
     assert not (result.directory / "ray").exists()
 
     def left() -> list[Any]:

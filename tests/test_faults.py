@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig, from_flat, to_flat
-from srft.training import checkpoint, distributed, saving, sparsity_actor, state
+from srft.training import checkpoint, distributed, home, saving, sparsity_actor, state
 from srft.training.checkpoint import Progress
 from srft.training.saving import Checkpointer
 from srft.training.state import read_tensors
@@ -62,13 +62,13 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_p
     seen = set()
     for at in range(1, 60):
         directory = tmp_path / str(at)
-        checkpoint.claim(directory, CONFIG, resume=False)
+        home.claim(directory, CONFIG, resume=False)
         _save(directory, 0)
         _save(directory, 1)
         process = context.Process(target=_save_and_die, args=(directory, at))
         process.start()
         process.join(60)
-        checkpoint.claim(directory, CONFIG, resume=True)
+        home.claim(directory, CONFIG, resume=True)
         newest = checkpoint.latest(directory)
         assert newest is not None
         seen.add(newest.name)

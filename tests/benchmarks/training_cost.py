@@ -1,6 +1,6 @@
 """What training on several workers costs beside the steps themselves: statistics, checkpoints, scaling, and the actor's load.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=platform:. python tests/benchmarks/training_cost.py statistics checkpoint scaling actor
+    OMP_NUM_THREADS=1 PYTHONPATH=platform:. python tests/benchmarks/training_cost.py statistics checkpoint scaling ray actor
 
 Each part prints one JSON object; --out FILE keeps them all with machine and commit. ``statistics`` and ``checkpoint`` are of ``base`` with
 two streams, ``scaling`` of ``tiny``, ``actor`` of ``base``'s sketches from many workers, simulated by a few processes.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -118,28 +119,62 @@ def measure_checkpoint() -> dict[str, Any]:
     }
 
 
-def _train(rank: int, world: int, port: int, steps: int, out: str) -> None:
+def _config(world: int, steps: int) -> Any:
     from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
-    from srft.data.domain import load_domain
-    from srft.training.epoch import Training
-    from srft.training.saving import Checkpointer
-    from srft.training.step import Worker, build
-    from srft.training.worker import worker_of_group
 
-    torch.set_num_threads(1)
-    worker = Worker()
     data = DataConfig(train_sequences=3, val_sequences=1, source_sequences=1, length=16)
     optim = OptimConfig(batch_size=32, epochs=1, steps_per_epoch=steps)
-    config = TrainConfig(workers=world, data=data, optim=optim, srft=SRFTConfig(rank=0, damping_strength=0.5))
+    return TrainConfig(name="cost", workers=world, data=data, optim=optim, srft=SRFTConfig(rank=0, damping_strength=0.5))
+
+
+def _epoch(config: Any, out: str, worker: Any) -> dict[str, float]:
+    """One epoch without validation, written by rank 0."""
+    from srft.data.domain import load_domain
+    from srft.training.saving import Checkpointer
+    from srft.training.step import build
+
+    torch.set_num_threads(1)
+    domain = dataclasses.replace(load_domain(config.data, Path(out) / "cache"), val=(), source=())
+    training: Any = build(config, domain, None, worker, Checkpointer(Path(out), config, worker))
+    training.validate = lambda domain: {}
+    metrics = training.run_epoch(0, domain)
+    if worker.rank == 0:
+        write_json(Path(out) / f"{config.workers}.json", metrics)
+    return metrics
+
+
+def _process(rank: int, world: int, port: int, steps: int, out: str) -> None:
+    from srft.training.step import Worker
+    from srft.training.worker import worker_of_group
+
+    config, worker = _config(world, steps), Worker()
     if world > 1:
         torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         worker = worker_of_group(config)
-    domain = dataclasses.replace(load_domain(data, Path(out) / "cache"), val=(), source=())
-    training: Training = build(config, domain, None, worker, Checkpointer(Path(out), config, worker))
-    training.validate = lambda domain: {}  # pyrefly: ignore
-    metrics = training.run_epoch(0, domain)
-    if rank == 0:
-        write_json(Path(out) / f"{world}.json", metrics)
+    _epoch(config, out, worker)
+
+
+def _entry(config: Any, *, directory: Path, worker: Any, on_epoch: Any, resume: bool, out: str) -> Any:
+    from srft.training.epoch import EpochReport
+
+    return EpochReport(epoch=0, step=config.optim.steps_per_epoch, metrics=_epoch(config, out, worker))
+
+
+def measure_ray(steps: int = 60) -> dict[str, Any]:
+    """The same loop on two workers of Ray Train and on two processes of a process group alone."""
+    from torch import multiprocessing
+
+    from srft.training.cluster import cluster
+    from srft.training.distributed import train
+
+    found: dict[str, Any] = {"batch": 32, "steps": steps}
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_process, args=(2, 29612, steps, folder), nprocs=2)
+        found["samples_per_s_alone"] = json.loads((Path(folder) / "2.json").read_text())["throughput/samples_per_s"]
+        with cluster(dashboard=True):
+            report = train(_config(2, steps), functools.partial(_entry, out=folder), directory=Path(folder) / "run")
+        found["samples_per_s_ray"] = report.metrics["throughput/samples_per_s"]
+    return found | {"added": found["samples_per_s_alone"] / found["samples_per_s_ray"] - 1}
 
 
 def measure_scaling(steps: int = 20) -> dict[str, Any]:
@@ -149,7 +184,7 @@ def measure_scaling(steps: int = 20) -> dict[str, Any]:
     found: dict[str, Any] = {"batch": 32}
     with tempfile.TemporaryDirectory() as folder:
         for world in (1, 2):
-            multiprocessing.spawn(_train, args=(world, 29611, steps, folder), nprocs=world)
+            multiprocessing.spawn(_process, args=(world, 29611, steps, folder), nprocs=world)
             found[f"samples_per_s_{world}"] = json.loads((Path(folder) / f"{world}.json").read_text())["throughput/samples_per_s"]
     return found | {"speed_up": found["samples_per_s_2"] / found["samples_per_s_1"]}
 
@@ -201,7 +236,13 @@ def measure_actor(workers: int = 1000, clients: int = 2) -> dict[str, Any]:
     }
 
 
-PARTS = {"statistics": measure_statistics, "checkpoint": measure_checkpoint, "scaling": measure_scaling, "actor": measure_actor}
+PARTS = {
+    "ray": measure_ray,
+    "statistics": measure_statistics,
+    "checkpoint": measure_checkpoint,
+    "scaling": measure_scaling,
+    "actor": measure_actor,
+}
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ def run(command: Sparsity) -> None:
         ValueError: the run has no statistics yet.
     """
     from srft.files import write_json
-    from srft.training import checkpoint, sparsity_actor
+    from srft.training import checkpoint, home, sparsity_actor
 
-    config = checkpoint.config_of(command.run)
+    config = home.config_of(command.run)
     found, source = sparsity_actor.of_running(command.run), "its workers, now"
     if found is None:
         newest = checkpoint.latest(command.run)

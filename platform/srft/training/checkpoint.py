@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.config import TrainConfig, to_flat
 from srft.files import environment, sha256, sync, write_json
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from srft.method.sparsity import MergedStatistics
 
 __all__ = [
-    "Checkpoint", "CheckpointError", "Meta", "Progress", "aside_of", "begin", "best", "claim", "commit", "config_of", "discard",
+    "Checkpoint", "CheckpointError", "Meta", "Progress", "aside_of", "begin", "best", "commit", "discard",
     "history", "latest", "load", "read_meta",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, STATE, TENSORS, META, MANIFEST, RUN = "weights.safetensors", "state.pt", "state", "meta.json", "manifest.json", "run.json"
+WEIGHTS, STATE, TENSORS, META, MANIFEST = "weights.safetensors", "state.pt", "state", "meta.json", "manifest.json"
 METRIC = "val/success_auc"
 _NAME = re.compile(r"epoch_\d+(_step_\d+)?")
 
@@ -91,59 +91,6 @@ class Checkpoint:
 
         data = self.state.get("method", {}).get("statistics")
         return MergedStatistics.from_bytes(data) if data else None
-
-
-def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Make a directory the home of one run, and clear what a dead process left half-written there.
-
-    Args:
-        directory: of the run; made if missing.
-        config: the run.
-        resume: accept a directory in which this very run was started before.
-
-    Raises:
-        ConfigError: the directory holds another configuration, or holds this one and ``resume`` is False.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    marker = directory / RUN
-    if marker.exists():
-        try:
-            found = str(json.loads(marker.read_text())["digest"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ConfigError(f"{marker}: not a run description; choose another directory or delete {directory}") from None
-        if found != config.digest():
-            raise ConfigError(
-                f"{directory} holds a run of configuration {found}, but this run is configuration {config.digest()}; "
-                f"choose another directory, delete this one, or use the settings in {marker}"
-            )
-        if not resume:
-            raise ConfigError(f"{directory} already holds this run ({found}); pass --resume to go on, or choose another directory")
-    _remove_orphans(directory)
-    if not marker.exists():
-        # The name and the number of workers may change when a run goes on; the digest leaves both out.
-        write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
-
-
-def config_of(directory: Path) -> TrainConfig:
-    """The configuration a run directory was claimed for.
-
-    Args:
-        directory: of the run.
-
-    Returns:
-        The validated configuration.
-
-    Raises:
-        ConfigError: the directory holds no run, or its description cannot be read.
-    """
-    marker = directory / RUN
-    try:
-        values = json.loads(marker.read_text())["config"]
-    except FileNotFoundError:
-        raise ConfigError(f"{directory} holds no run ({RUN} is missing); give the directory of a run") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ConfigError(f"{marker}: not a run description; give the directory of a run") from None
-    return from_flat(values, source=str(marker))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,9 +343,3 @@ def _retain(directory: Path, *, newest: Path, metric: str) -> None:
     for path in candidates:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_orphans(directory: Path) -> None:
-    for path in directory.glob(".epoch_*.tmp"):
-        log.info("removing %s, left by a process that died while writing it", path)
-        shutil.rmtree(path, ignore_errors=True)

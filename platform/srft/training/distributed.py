@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.config import ConfigError, TrainConfig
-from srft.training import checkpoint, sparsity_actor
+from srft.training import checkpoint, home, sparsity_actor
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ def train(
     if config.workers == 1:
         from srft.training.step import Worker
 
-        checkpoint.claim(directory, config, resume=resume)
+        home.claim(directory, config, resume=resume)
         with _politely() as told:
             worker = Worker(told=lambda: "end" if told.is_set() else "")
             return entry(config, directory=directory, worker=worker, on_epoch=report, resume=True)
 
     check_resources(config, 1, cpus_per_worker=cpus_per_worker)
-    checkpoint.claim(directory, config, resume=resume)
+    home.claim(directory, config, resume=resume)
     return _train_with_ray(
         config,
         entry,

@@ -1,0 +1,75 @@
+"""The directory of a run: whose it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.files import write_json
+
+__all__ = ["claim", "config_of"]
+
+log = logging.getLogger(__name__)
+RUN = "run.json"
+
+
+def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Make a directory the home of one run, and clear what a dead process left half-written there.
+
+    Args:
+        directory: of the run; made if missing.
+        config: the run.
+        resume: accept a directory in which this very run was started before.
+
+    Raises:
+        ConfigError: the directory holds another configuration, or holds this one and ``resume`` is False.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    marker = directory / RUN
+    if marker.exists():
+        try:
+            found = str(json.loads(marker.read_text())["digest"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ConfigError(f"{marker}: not a run description; choose another directory or delete {directory}") from None
+        if found != config.digest():
+            raise ConfigError(
+                f"{directory} holds a run of configuration {found}, but this run is configuration {config.digest()}; "
+                f"choose another directory, delete this one, or use the settings in {marker}"
+            )
+        if not resume:
+            raise ConfigError(f"{directory} already holds this run ({found}); pass --resume to go on, or choose another directory")
+    _remove_orphans(directory)
+    if not marker.exists():
+        # The name and the number of workers may change when a run goes on; the digest leaves both out.
+        write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
+
+
+def config_of(directory: Path) -> TrainConfig:
+    """The configuration a run directory was claimed for.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: the directory holds no run, or its description cannot be read.
+    """
+    marker = directory / RUN
+    try:
+        values = json.loads(marker.read_text())["config"]
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} holds no run ({RUN} is missing); give the directory of a run") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(f"{marker}: not a run description; give the directory of a run") from None
+    return from_flat(values, source=str(marker))
+
+
+def _remove_orphans(directory: Path) -> None:
+    for path in directory.glob(".epoch_*.tmp"):
+        log.info("removing %s, left by a process that died while writing it", path)
+        shutil.rmtree(path, ignore_errors=True)
