@@ -172,6 +172,8 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     from srft.evaluation.runner import evaluate
     from srft.model.pretrained import load_tracker
     from srft.run_logging import ui_command
+    from srft.search.charts import draw
+    from srft.search.compare import importance
     from srft.training import checkpoint
     from srft.training.step import tuned_tracker
 
@@ -209,6 +211,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         picked = int(evaluations["SRFT"].measures[test.name].per_sequence.argsort()[len(test.sequences) // 2])
         tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
         picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")
+    draw(found, study.metric, importance(found, study.metric), pictures)
     for name, result in chosen.items():
         index = result.trial.index
         study_log.log_metrics(test_metrics(rows, name), index=index)
@@ -229,6 +232,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     if version is not None:
         print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
     print(f"retrain      uv run experiments/retrain.py {out}")
+    print(f"compare      uv run srft study {out}")
     print(f"runs         {ui_command(out, uri)}", flush=True)
 
 

@@ -36,7 +36,7 @@ ONLY = {
         "srft.search.*",
     },
     "mlflow": {"srft.run_logging"},
-    "matplotlib": {"srft.evaluation.plots"},
+    "matplotlib": {"srft.evaluation.plots", "srft.search.charts"},
     "vot": set(),
 }
 """Modules that alone may import a package."""

@@ -15,6 +15,7 @@ from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
 from srft.commands.export import Export
 from srft.commands.sparsity import Sparsity
+from srft.commands.study import Study
 from srft.commands.track import Track
 from srft.commands.train import Train
 
@@ -25,6 +26,7 @@ Command = (
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )  # fmt: skip

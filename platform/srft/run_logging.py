@@ -24,7 +24,7 @@ from srft.files import environment, git_commit, write_json
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["RunState", "StudyLog", "open_study", "store_uri", "ui_command"]
+__all__ = ["RunState", "StudyLog", "compare_address", "open_study", "store_uri", "ui_command"]
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,28 @@ def ui_command(out: Path, uri: str | None = None) -> str:
     """
     where = store_uri(out, uri)
     return f"open {where}" if where.startswith(("http://", "https://")) else f"uv run mlflow ui --backend-store-uri {where}"
+
+
+def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> str:
+    """The MLflow UI's page that compares trials of a study.
+
+    Args:
+        directory: of the study.
+        trials: numbers of the trials, in order.
+        port: of a UI on this machine; a tracking server's own address is used where the study has one.
+
+    Returns:
+        The address; the compare page of no runs if the store is away.
+    """
+    from urllib.parse import quote
+
+    link = json.loads((directory / _LINK).read_text())
+    client = _client(link["store"])
+    found = {run.data.tags[_TRIAL]: run.info.run_id for run in _children(client, link["experiment_id"], link["run_id"])}
+    runs = [found[str(index)] for index in trials if str(index) in found]
+    compact = lambda value: quote(json.dumps(value, separators=(",", ":")))
+    host = link["store"].rstrip("/") if link["store"].startswith(("http://", "https://")) else f"http://127.0.0.1:{port}"
+    return f"{host}/#/compare-runs?runs={compact(runs)}&experiments={compact([link['experiment_id']])}"
 
 
 def _client(uri: str) -> MlflowClient:

@@ -22,7 +22,7 @@ from srft.files import write_json
 from srft.search.space import Space
 from srft.training import checkpoint
 
-__all__ = ["Study", "Trial", "TrialResult", "TrialState", "best", "claim", "record_end", "results", "trial_directory"]
+__all__ = ["Study", "Trial", "TrialResult", "TrialState", "best", "claim", "read_study", "record_end", "results", "trial_directory"]
 
 TrialState = Literal["pending", "running", "finished", "stopped", "failed"]
 _STUDY, _RESULT = "study.json", "result.json"
@@ -202,17 +202,52 @@ def results(study: Study, directory: Path) -> list[TrialResult]:
     Returns:
         One per trial, by index.
     """
+    return [_result(trial, trial_directory(directory, trial), study.metric) for trial in study.trials()]
+
+
+def read_study(directory: Path) -> tuple[str, str, list[TrialResult]]:
+    """A study from its directory alone.
+
+    Args:
+        directory: of the study.
+
+    Returns:
+        Its name, its metric and what each trial has come to, by index.
+
+    Raises:
+        ConfigError: the directory holds no study.
+    """
+    marker = directory / _STUDY
+    try:
+        about = json.loads(marker.read_text())
+        base = from_flat(about["base"], source=str(marker))
+        trials = [
+            Trial(
+                index=known["index"],
+                name=f"{about['name']}-{known['index']:03d}",
+                point=known["point"],
+                config=from_flat({**known["point"], "name": f"{about['name']}-{known['index']:03d}"}, base, source=str(marker)),
+                fixed=known["fixed"],
+            )
+            for known in about["trials"]
+        ]
+    except FileNotFoundError:
+        raise ConfigError(f"{directory} holds no study ({_STUDY} is missing); give the directory of a sweep") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(f"{marker}: not a study description; give the directory of a sweep") from None
     found = []
-    for trial in study.trials():
-        home = trial_directory(directory, trial)
-        end = (
-            json.loads((home / _RESULT).read_text()) if (home / _RESULT).exists() else {"state": "running" if home.exists() else "pending"}
-        )
-        history = tuple(checkpoint.history(home)) if home.exists() else ()
-        values = [entry["metrics"].get(study.metric, math.nan) for entry in history]
-        values = [value for value in values if not math.isnan(value)]
-        found.append(TrialResult(trial=trial, directory=home, history=history, score=max(values, default=math.nan), **end))
-    return found
+    for trial in trials:  # By number: settings that were added since change the digest in the folder's name.
+        homes = sorted((directory / "trials").glob(f"{trial.index:03d}-*"))
+        found.append(_result(trial, homes[0] if homes else trial_directory(directory, trial), about["metric"]))
+    return about["name"], about["metric"], found
+
+
+def _result(trial: Trial, home: Path, metric: str) -> TrialResult:
+    pending: dict[str, Any] = {"state": "running" if home.exists() else "pending"}
+    end = json.loads((home / _RESULT).read_text()) if (home / _RESULT).exists() else pending
+    history = tuple(checkpoint.history(home)) if home.exists() else ()
+    values = [value for entry in history if not math.isnan(value := entry["metrics"].get(metric, math.nan))]
+    return TrialResult(trial=trial, directory=home, history=history, score=max(values, default=math.nan), **end)
 
 
 def best(found: list[TrialResult]) -> TrialResult:

@@ -1,0 +1,109 @@
+"""``srft study``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Compare the trials of a study: leaderboard, Pareto front, which settings mattered, learning curves; also while it runs.
+
+    srft study outputs/rgbe_sweep
+
+    srft study outputs/rgbe_sweep --plots outputs/rgbe_sweep/plots --json study.json
+    """
+
+    study: tyro.conf.Positional[Path]
+    """Directory of the study."""
+    top: int = 20
+    """Trials to list."""
+    plots: Path | None = None
+    """Folder for plots: pareto, curves, parallel, slices, importance."""
+    json: Path | None = None
+    """Write everything here."""
+    port: int = 5000
+    """Of the MLflow UI whose compare page is printed."""
+
+
+def run(command: Study) -> None:
+    """Print, draw and write.
+
+    Args:
+        command: the options.
+    """
+    import numpy as np
+
+    from srft.files import write_json
+    from srft.search.compare import FEWEST, STABILITY, importance, pareto_front, plasticity_and_stability, varied
+    from srft.search.study import read_study
+
+    name, metric, found = read_study(command.study)
+    points = {r.trial.index: plasticity_and_stability(r, metric) for r in found}
+    front = dict(zip(points, pareto_front(np.array(list(points.values()))), strict=True))
+    ranked = sorted(found, key=lambda r: math.inf if math.isnan(r.score) else -r.score)
+    keys = varied(found)
+    importances = importance(found, metric)
+
+    ended = sum(r.state in ("finished", "stopped", "failed") for r in found)
+    print(f"study {name}: {ended} of {len(found)} trials ended; * is on the Pareto front of {metric} and {STABILITY}\n")
+    percent = lambda value: "    -" if math.isnan(value) else f"{100 * value:5.1f}"
+    print(f"{'trial':>5}   learned  kept  epochs  state     curve{'':10} settings")
+    for r in ranked[: command.top]:
+        learned, kept = points[r.trial.index]
+        curve = _curve([e["metrics"].get(metric, math.nan) for e in r.history])
+        shown = ", ".join(
+            f"{key}={_short(r.trial.point[key])}" for key in (keys if not r.trial.fixed else r.trial.point) if key in r.trial.point
+        )
+        star = "*" if front[r.trial.index] else " "
+        print(f"{r.trial.index:>5} {star} {percent(learned):>7} {percent(kept):>6}  {len(r.history):>6}  {r.state:<9} {curve:<14}  {shown}")
+        if r.error:
+            print(f"{'':8}{r.error}")
+    if importances:
+        print(f"\nimportance for {metric} among the drawn trials (rank correlation; a random forest's, shuffled)")
+        for one in importances:
+            sign = "" if math.isnan(one.correlation) else f"  {one.correlation:+.2f}"
+            print(f"  {one.key:<24} {100 * one.share:5.1f} %{sign}")
+    else:
+        print(f"\nimportances need {FEWEST} drawn trials that differ and finished an epoch")
+    if (command.study / "mlflow.json").exists():
+        from srft.run_logging import compare_address
+
+        best = [r.trial.index for r in ranked[: min(command.top, 10)] if not math.isnan(r.score)]
+        print(f"\ncompare      {compare_address(command.study, best, port=command.port)}")
+    if command.plots:
+        from srft.search.charts import draw
+
+        for file in draw(found, metric, importances, command.plots):
+            print(f"plot         {file}")
+    if command.json:
+        trials = [
+            {
+                "trial": r.trial.index,
+                "fixed": r.trial.fixed,
+                "state": r.state,
+                "learned": None if math.isnan(points[r.trial.index][0]) else points[r.trial.index][0],
+                "kept": None if math.isnan(points[r.trial.index][1]) else points[r.trial.index][1],
+                "pareto": bool(front[r.trial.index]),
+                "settings": r.trial.point,
+                "error": r.error,
+            }
+            for r in ranked
+        ]
+        shares = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(one).items()} for one in importances]
+        write_json(command.json, {"study": name, "metric": metric, "trials": trials, "importance": shares})
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _curve(values: list[float]) -> str:
+    known = [v for v in values if not math.isnan(v)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(" " if math.isnan(v) else bars[round(7 * (v - low) / (high - low))] if high > low else bars[3] for v in values[-14:])

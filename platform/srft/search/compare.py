@@ -1,0 +1,118 @@
+"""Trials of a study beside each other: what is best at both ends, and which settings mattered. Pure functions of results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from srft.search.study import TrialResult
+
+__all__ = ["FEWEST", "STABILITY", "Importance", "importance", "pareto_front", "plasticity_and_stability", "varied"]
+
+STABILITY = "source/success_auc"
+"""What was not forgotten: success of the RGB stream alone on source sequences."""
+FEWEST = 8
+"""Drawn trials from which on importances are estimated."""
+
+
+def plasticity_and_stability(result: TrialResult, metric: str) -> tuple[float, float]:
+    """What a trial learned and what it kept, at its best epoch.
+
+    Args:
+        result: of a trial.
+        metric: of the study.
+
+    Returns:
+        Value of the metric and of :data:`STABILITY`; not a number without a finished epoch.
+    """
+    scored = [e["metrics"] for e in result.history if not math.isnan(e["metrics"].get(metric, math.nan))]
+    if not scored:
+        return math.nan, math.nan
+    best = max(scored, key=lambda metrics: metrics[metric])
+    return best[metric], best.get(STABILITY, math.nan)
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which points no other is better than: as high in every column, and higher in one.
+
+    Args:
+        points: ``[N, M]``, larger is better; rows with a NaN are on no front.
+
+    Returns:
+        ``[N]`` bool. Of equal points all are on the front.
+    """
+    front = np.zeros(len(points), bool)
+    for i, point in enumerate(np.asarray(points, np.float64)):
+        better = (points >= point).all(1) & (points > point).any(1)
+        front[i] = not (np.isnan(point).any() or better.any())
+    return front
+
+
+def varied(found: Sequence[TrialResult]) -> list[str]:
+    """Settings in which drawn trials differ.
+
+    Args:
+        found: of a study.
+
+    Returns:
+        Dotted keys, sorted.
+    """
+    points = [result.trial.point for result in found if not result.trial.fixed]
+    return sorted({key for point in points for key in point if any(point.get(key) != other.get(key) for other in points)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """How much a setting matters for the metric among the drawn trials."""
+
+    key: str
+    share: float
+    """Of all settings' importance, 0 to 1."""
+    correlation: float
+    """Rank correlation with the metric; not a number for settings that are words."""
+
+
+def importance(found: Sequence[TrialResult], metric: str) -> list[Importance]:
+    """Importance of settings: how much worse a random forest predicts the metric when a setting is shuffled over the trials.
+
+    Args:
+        found: of a study; fixed trials are left out.
+        metric: what is predicted, each trial's best value.
+
+    Returns:
+        Largest share first; empty with fewer than :data:`FEWEST` trials, or if no setting or the metric does not vary.
+    """
+    drawn = [(r, plasticity_and_stability(r, metric)[0]) for r in found if not r.trial.fixed]
+    drawn = [(r, value) for r, value in drawn if not math.isnan(value)]
+    keys, values = varied([r for r, _ in drawn]), np.array([value for _, value in drawn])
+    if len(drawn) < FEWEST or not keys or np.ptp(values) == 0:
+        return []
+    from scipy.stats import spearmanr
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    columns, correlations = [], {}
+    for key in keys:
+        column, numeric = _column([r.trial.point.get(key) for r, _ in drawn])
+        columns.append(column)
+        correlations[key] = float(spearmanr(column, values).statistic) if numeric and np.ptp(column) > 0 else math.nan
+    table = np.stack(columns, 1)
+    forest = RandomForestRegressor(n_estimators=200, min_samples_leaf=2, random_state=0).fit(table, values)
+    shuffled: Any = permutation_importance(forest, table, values, n_repeats=20, random_state=0)
+    raw = np.maximum(shuffled.importances_mean, 0.0)
+    total = raw.sum() or 1.0
+    shares = [Importance(key=key, share=float(x / total), correlation=correlations[key]) for key, x in zip(keys, raw, strict=True)]
+    return sorted(shares, key=lambda one: -one.share)
+
+
+def _column(values: list[Any]) -> tuple[np.ndarray, bool]:
+    # Numbers as they are (their order is all that trees see), ranges by their middle, words by their place in the alphabet.
+    numbers = [sum(v) / len(v) if isinstance(v, list | tuple) else v for v in values]
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
+        return np.array(numbers, np.float64), True
+    words = sorted({str(v) for v in values})
+    return np.array([words.index(str(v)) for v in values], np.float64), False

@@ -1,0 +1,103 @@
+"""Trials beside each other: fronts, importances, and the command on a study's directory."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srft.cli import main
+from srft.config import ConfigError, TrainConfig
+from srft.search.compare import importance, pareto_front, plasticity_and_stability, varied
+from srft.search.space import srft_space
+from srft.search.study import Study, Trial, TrialResult, claim, read_study, record_end, trial_directory
+from srft.training import checkpoint
+from srft.training.checkpoint import Progress
+
+VALUES = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan])
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), max_size=8))
+def test_the_front_is_what_nothing_beats(points):
+    front = pareto_front(np.array(points, float).reshape(-1, 2))
+    for i, p in enumerate(points):
+        beaten = any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)
+        assert front[i] == (not any(map(math.isnan, p)) and not beaten)
+
+
+def result(index, point, *scores, kept=0.5, fixed=False):
+    history = tuple(
+        {"epoch": i, "step": i, "metrics": {"val/success_auc": s, "source/success_auc": kept + i / 10}} for i, s in enumerate(scores)
+    )
+    trial = Trial(index=index, name=f"s-{index:03d}", point=point, config=TrainConfig(), fixed=fixed)
+    return TrialResult(trial=trial, state="finished", directory=Path(), score=max(scores, default=math.nan), history=history)
+
+
+def test_stability_is_that_of_the_best_epoch():
+    assert plasticity_and_stability(result(0, {}, 0.2, 0.6, 0.4), "val/success_auc") == (0.6, 0.6)
+    assert all(map(math.isnan, plasticity_and_stability(result(0, {}), "val/success_auc")))
+
+
+def test_the_setting_that_matters_is_found():
+    rng = np.random.default_rng(0)
+    found = [result(99, {"optim.lr": 1.0}, 0.9, fixed=True)]
+    for i in range(24):
+        point = {
+            "srft.rank": int(2 ** rng.integers(1, 6)),
+            "optim.lr": float(rng.random()),
+            "srft.schedule": str(rng.choice(["cosine", "power"])),
+        }
+        found.append(result(i, point | {"srft.kappa": 1.0}, point["srft.rank"] / 64 + 0.01 * rng.random()))
+    assert varied(found) == ["optim.lr", "srft.rank", "srft.schedule"]
+    first, *others = importance(found, "val/success_auc")
+    assert first.key == "srft.rank"
+    assert first.share > 0.8
+    assert first.correlation > 0.9
+    assert first.share + sum(one.share for one in others) == pytest.approx(1)
+    assert math.isnan(next(one for one in others if one.key == "srft.schedule").correlation)
+    assert importance(found[:6], "val/success_auc") == []
+    assert importance([result(i, {"srft.rank": i}, 0.5) for i in range(9)], "val/success_auc") == []
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = Study(name="s", base=TrainConfig(), space=srft_space(), num_samples=9, fixed=({"paradigm": "full"},))
+    claim(study, tmp_path, resume=False)
+    for trial in study.trials()[:-1]:
+        home = trial_directory(tmp_path, trial)
+        for epoch in range(2):
+            metrics = {"val/success_auc": trial.config.optim.lr * 100 + epoch / 100, "source/success_auc": 0.7 - trial.index / 100}
+            progress = Progress(epoch=epoch, step=epoch, metrics=metrics)
+            checkpoint.begin(home, progress)
+            checkpoint.commit(home, progress, config=trial.config, weights={}, state={})
+        record_end(home, "finished", seconds=1.0)
+    return tmp_path
+
+
+def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
+    name, metric, found = read_study(study)
+    assert (name, metric, len(found)) == ("s", "val/success_auc", 10)
+    assert [r.state for r in found] == ["finished"] * 9 + ["pending"]
+    arguments = ["srft", "study", str(study), "--plots", str(study / "plots"), "--json", str(study / "s.json")]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    printed = capsys.readouterr().out
+    assert "9 of 10 trials ended" in printed
+    assert "optim.lr" in printed
+    assert "▁█" in printed
+    assert sorted(p.name for p in (study / "plots").iterdir()) == [
+        "curves.png",
+        "importance.png",
+        "parallel.png",
+        "pareto.png",
+        "slices.png",
+    ]
+    board = json.loads((study / "s.json").read_text())
+    assert board["trials"][0]["pareto"]
+    assert board["trials"][-1]["learned"] is None
+    assert board["importance"][0]["key"] == "optim.lr"
+    with pytest.raises(ConfigError, match="no study"):
+        read_study(study / "plots")
