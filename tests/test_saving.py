@@ -120,12 +120,15 @@ def test_what_is_exported_is_what_was_validated(whole, ready):
 def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):
     worker, tensor = Worker(), torch.arange(100.0)
     saver = Checkpointer(tmp_path, CONFIG, worker, aside_from=0)
+    saver.expect({"w": tensor}, {"exp_avg.w": tensor})
+    before = tensor.clone()
 
     def save(epoch):
         progress = Progress(epoch=epoch, step=epoch, metrics={"val/success_auc": 0.5})
         saver.save(progress, {"w": tensor}, {"exp_avg.w": tensor}, {"n": epoch})
 
     save(0)
+    assert torch.equal(tensor, before)
     tensor.add_(1)
     save(1)
     tensor.add_(1)

@@ -103,6 +103,8 @@ def measure_checkpoint() -> dict[str, Any]:
     tensors, blocked, whole = resumable(optimizer, None), [], []
     with tempfile.TemporaryDirectory() as folder:
         saver = Checkpointer(Path(folder), TrainConfig(), Worker())
+        saver.expect(tracker.state_dict(), tensors)
+        saver.wait()
         for epoch in range(3):
             started = time.perf_counter()
             saver.save(Progress(epoch=epoch, step=epoch, metrics={}), full_weights(tracker), tensors, {})

@@ -120,6 +120,8 @@ def _parallel(save: Any, columns: dict[str, tuple[list[float], list[str]]], valu
         axes.plot(height[:, i], color=colormaps["viridis"](shade[i]), alpha=0.8)
     axes.set_xticks(range(len(columns) + 1), [*columns, metric], rotation=20, fontsize=8, ha="right")
     axes.set_yticks([])
+    axes.set_ylim(-0.1, 1.1)
+    axes.spines[:].set_visible(False)
     for place, (numbers, words) in enumerate((*columns.values(), (values.tolist(), []))):
         axes.axvline(place, color="0.7", linewidth=0.8, zorder=0)
         low, high = (words[0], words[-1]) if words else (f"{min(numbers):.3g}", f"{max(numbers):.3g}")

@@ -40,6 +40,18 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def expect(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Take the memory that copies of a large checkpoint will need, in a thread: the first save would wait longest for that.
+
+        Args:
+            weights: as :meth:`save` will be given them.
+            tensors: likewise.
+        """
+        writes = self.worker.rank == 0 or not self.worker.whole
+        if writes and sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) >= self.aside_from:
+            self._thread = threading.Thread(target=staged, args=(_together(weights, tensors), self._copies), name="checkpoint memory")
+            self._thread.start()
+
     def save(self, progress: Progress, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Save; when this returns, small checkpoints are complete, and what was given may change.
 
@@ -62,7 +74,7 @@ class Checkpointer:
             self._write(progress, weights, tensors, values)
             self._raise()
         else:
-            copies = staged({f"weights.{n}": t for n, t in weights.items()} | {f"state.{n}": t for n, t in tensors.items()}, self._copies)
+            copies = staged(_together(weights, tensors), self._copies)
             parts = ({n.removeprefix(p): t for n, t in copies.items() if n.startswith(p)} for p in ("weights.", "state."))
             self._thread = threading.Thread(target=self._write, args=(progress, *parts, dict(values)), name="checkpoint")
             self._thread.start()
@@ -90,6 +102,10 @@ class Checkpointer:
             self._error = error
             if self.worker.rank == 0:
                 checkpoint.discard(self.directory, progress)
+
+
+def _together(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"weights.{n}": t for n, t in weights.items()} | {f"state.{n}": t for n, t in tensors.items()}
 
 
 def resumable(optimizer: SRFTAdamW, mean: RunningMean | None) -> dict[str, Tensor]:

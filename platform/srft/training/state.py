@@ -68,7 +68,8 @@ def staged(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> dict[str, 
         The copies, DTensors of DTensors.
     """
     for name, tensor in tensors.items():
-        if name not in kept or kept[name].shape != tensor.shape:
+        fits = name in kept and kept[name].shape == tensor.shape and hasattr(kept[name], "full_tensor") == hasattr(tensor, "full_tensor")
+        if not fits:
             kept[name] = tensor.detach().to("cpu", copy=True)
         else:
             kept[name].copy_(tensor.detach())

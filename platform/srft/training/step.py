@@ -24,7 +24,7 @@ from srft.training import checkpoint
 from srft.training.checkpoint import Progress
 from srft.training.epoch import EpochReport, Training
 from srft.training.prior import carry, source_prior, wants_prior
-from srft.training.saving import Checkpointer
+from srft.training.saving import Checkpointer, resumable
 from srft.training.update import RunningMean, Updater
 from srft.training.worker import LocalEnergies, Worker
 
@@ -69,6 +69,7 @@ def fine_tune(
         raise ConfigError(f"{found}: the directory holds checkpoints of an earlier start; resume it or choose another directory")
     training = build(config, domain, prior, worker, Checkpointer(directory, config, worker))
     report = training.restore(directory) if resume else None
+    training.checkpoints.expect(training.network.state_dict(), resumable(training.optimizer, training.mean))
     try:
         for epoch in range(training.epoch, config.optim.epochs):
             report = EpochReport(epoch=epoch, step=training.steps_done(epoch + 1), metrics=training.run_epoch(epoch, domain))
