@@ -168,5 +168,12 @@ def score_runs(work: Plan, protocol: str = "kit", *, allow_missing: bool = False
     rules = find_protocol(work.benchmark, protocol)
     names = list(dict.fromkeys(run.sequence.name for run in work.runs))
     truths = read_groundtruth(Files(work.root), rules, names=names)
-    found = read_results(Files(work.folder), names, tracker=work.folder.name, anchors=rules.measurement == "multistart")
+    found = read_results(
+        Files(work.folder),
+        names,
+        tracker=work.folder.name,
+        anchors=rules.measurement == "multistart",
+        corner_pixel=rules.corner_pixel,
+        rounds=rules.rounds,
+    )
     return score(rules, truths, {work.folder.name: found}, allow_missing=allow_missing)

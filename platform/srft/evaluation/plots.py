@@ -11,6 +11,7 @@ import numpy as np
 
 from srft.data.sequence import Sequence
 from srft.evaluation.metrics import PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS, Measures
+from srft.evaluation.scores import Scores
 from srft.files import write_bytes
 
 COLORS = ((255, 214, 0), (0, 170, 255), (255, 70, 70), (190, 90, 255))
@@ -41,6 +42,48 @@ def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) ->
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110, format="png")
     write_bytes(path, picture.getvalue())
+
+
+_AXES = {
+    "success": ("overlap threshold", "success rate", ("success_auc", "msr")),
+    "precision": ("centre error threshold (pixels)", "precision", ("precision_20", "mpr")),
+    "normalized precision": ("centre error threshold (target sizes)", "precision", ("normalized_precision_20",)),
+    "precision and recall": ("recall", "precision", ("f_score",)),
+    "expected average overlap": ("run length (frames)", "expected overlap", ("eao",)),
+}
+"""Axes of each kind of curve, and the measures that its legend may show."""
+
+
+def curve_plots(scores: Scores, folder: Path) -> list[Path]:
+    """Draw each kind of curve of several trackers, the best in the legend first, with its measure.
+
+    Args:
+        scores: of trackers side by side.
+        folder: where to write; one PNG per kind.
+
+    Returns:
+        The files.
+    """
+    from matplotlib.figure import Figure
+
+    written = []
+    for kind in next(iter(scores.trackers.values())).curves:
+        horizontal, vertical, measures = _AXES[kind]
+        measure = next(m for m in measures if m in scores.protocol.measures)
+        figure = Figure(figsize=(6, 5), layout="constrained")
+        axes = figure.subplots()
+        for name, tracker in sorted(scores.trackers.items(), key=lambda item: -item[1].measures[measure]):
+            x, y = tracker.curves[kind]
+            axes.plot(x, y, label=f"{name} [{100 * tracker.measures[measure]:.1f}]")
+        title = f"{scores.protocol.benchmark}: {kind} ({len(scores.sequences)} sequences, protocol {scores.protocol.name})"
+        axes.set(xlabel=horizontal, ylabel=vertical, ylim=(0, 1), title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=110, format="png")
+        written.append(folder / f"{kind.replace(' ', '_')}.png")
+        write_bytes(written[-1], picture.getvalue())
+    return written
 
 
 def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: Path, *, frames: int = 6, height: int = 200) -> None:

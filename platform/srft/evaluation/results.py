@@ -175,7 +175,7 @@ def _parse_slowly(name: str, body: bytes, where: str, states: bool) -> np.ndarra
     return np.array(rows)
 
 
-def to_ltwh(table: np.ndarray, boxes: BoxFormat | None, *, source: str, corner_pixel: bool = True) -> np.ndarray:
+def to_ltwh(table: np.ndarray, boxes: BoxFormat | None, *, source: str, corner_pixel: bool = True, rounds: bool = False) -> np.ndarray:
     """Boxes of a table of numbers.
 
     Args:
@@ -184,6 +184,7 @@ def to_ltwh(table: np.ndarray, boxes: BoxFormat | None, *, source: str, corner_p
         source: for messages.
         corner_pixel: the right and bottom numbers are the last pixel of the box, so widths have one more. The kit of RGBT234
             takes them without.
+        rounds: round corners and ltrb in single precision, half to even, before their difference is taken.
 
     Returns:
         ``[T, 4]`` ltwh.
@@ -199,6 +200,8 @@ def to_ltwh(table: np.ndarray, boxes: BoxFormat | None, *, source: str, corner_p
         raise ValueError(f"{source}: {columns} columns; expected {'8' if boxes == 'corners' else '4'} for {boxes} boxes")
     if boxes == "ltwh":
         return table[:, :4]
+    if rounds:
+        table = np.round(table.astype(np.float32)).astype(np.float64)
     if boxes == "ltrb":
         low, high = table[:, :2], table[:, 2:4]
     else:
@@ -228,6 +231,7 @@ def read_results(
     boxes: BoxFormat | None = None,
     anchors: bool = False,
     corner_pixel: bool = True,
+    rounds: bool = False,
 ) -> dict[str, Result]:
     """Results of one tracker.
 
@@ -241,6 +245,7 @@ def read_results(
         boxes: notation; by the number of columns when None.
         anchors: read the runs of a multistart experiment.
         corner_pixel: see :func:`to_ltwh`.
+        rounds: likewise.
 
     Returns:
         Result by sequence; without those that have no file.
@@ -270,7 +275,9 @@ def read_results(
         if scores:
             confidences = _confidences(files.text(scores), len(table), f"{tracker}, sequence {sequence}, {scores}")
         source = f"{tracker}, sequence {sequence}"
-        results[sequence] = Result(runs={0: to_ltwh(table, boxes, source=source, corner_pixel=corner_pixel)}, confidences=confidences)
+        results[sequence] = Result(
+            runs={0: to_ltwh(table, boxes, source=source, corner_pixel=corner_pixel, rounds=rounds)}, confidences=confidences
+        )
     return results
 
 

@@ -157,10 +157,13 @@ def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_mi
             f"{source}: {len(boxes)} rows; expected {frames}, one per frame. Write the missing rows, or count them as failures "
             "with --allow-missing"
         )
+    note = f"{source}: {len(boxes)} rows for {frames} frames; the missing ones count as failures"
+    if protocol.measurement == "one_pass":
+        return result, [note]  # one_pass fills them in after it has repaired the others
     if scores is not None:
         scores[: len(boxes)] = result.confidences
     filled = Result(runs={0: np.concatenate([boxes, filling])}, confidences=scores)
-    return filled, [f"{source}: {len(boxes)} rows for {frames} frames; the missing ones count as failures"]
+    return filled, [note]
 
 
 def _one_pass(
