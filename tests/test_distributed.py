@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,22 @@ def test_resources_are_checked_before_anything_starts(tmp_path: Path, monkeypatc
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_trial_of_two_workers_trains_as_one_worker_and_leaves_nothing(tmp_path: Path, ray_cluster: Any) -> None:
-    """A Ray Train run inside a Tune trial."""
+def test_two_workers_survive_the_death_of_one(tmp_path: Path, ray_cluster: Any) -> None:
+    """A trial of two workers: a Ray Train run inside a Tune trial, one worker killed between a step and the checkpoint."""
     from ray.util.state import list_actors, list_placement_groups
 
     study = Study(name="two", base=from_flat({"workers": 2}, CONFIG), space=Space({}), num_samples=0, fixed=({},), max_failures=0)
     claim(study, tmp_path, resume=False)
     seen: list[Progress] = []
-    (result,) = run_study(study, toy_entry, directory=tmp_path, on_progress=seen.append)
+    entry = partial(toy_entry, kill_at=(1, 1))
+    (result,) = run_study(study, entry, directory=tmp_path, on_progress=seen.append)
     assert result.error == ""
     assert (result.state, len(result.history)) == ("finished", 3)
+    assert (result.directory / "killed").exists()
     assert [(progress.state, progress.epoch) for progress in seen] == [("running", 1), ("running", 2), ("running", 3), ("finished", 3)]
     alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
     assert result.metrics["weight"] == pytest.approx(alone.metrics["weight"], rel=1e-5)  # same global batches
-    assert result.metrics["refreshed"] >= 8  # of 11; a window may be late
+    assert result.metrics["refreshed"] == 3  # the last epoch alone was trained after the restart: submitted 4 times, due 3 times
     assert home.config_of(result.directory).workers == 2
     assert not (result.directory / "ray").exists()
 

@@ -116,7 +116,7 @@ def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
     """Two workers: an exception, one that hangs, one that is killed, SIGINT at the driver, a loss that is not finite; then one worker."""
     two = from_flat({"workers": 2}, CONFIG)
