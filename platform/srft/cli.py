@@ -19,6 +19,7 @@ from srft.commands.sparsity import Sparsity
 from srft.commands.study import Study
 from srft.commands.track import Track
 from srft.commands.train import Train
+from srft.commands.trax import Trax
 
 Command = (
     Annotated[Convert, tyro.conf.subcommand("convert")]
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Trax, tyro.conf.subcommand("trax")]
 )  # fmt: skip
 
 
