@@ -1,7 +1,14 @@
 """From a benchmark's folder to result files and scores, with the shipped tracker."""
 
+import configparser
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +17,14 @@ from srft.cli import main
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.sequence import Sequence
-from srft.evaluation.benchmark import plan, score_runs, track_runs
-from srft.evaluation.result_files import FORMATS, runs_of
+from srft.evaluation.benchmark import plan, score_runs, track_runs, write_workspace_of
+from srft.evaluation.online import follow, track_sequences
+from srft.evaluation.result_files import FORMATS, runs_of, tracker_folder, write_result
 from srft.evaluation.results import Files, read_results
 from srft.model.pretrained import load_tracker
 from tests.test_native import recorded
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,7 @@ def test_result_files_are_read_back_and_scored(official, roots, network, tmp_pat
         rows = found[run.sequence.name].runs[start]
         assert len(rows) == len(run.sequence) + run.leading
         assert run.file.with_name(FORMATS[official].times.format(stem=run.file.stem)).read_text().count("\n") == len(rows)
-    scores = score_runs(work)
+    scores = score_runs([work])
     assert scores is not None
     assert list(scores.trackers) == ["mine"]
     assert all(0 <= value <= 1 for value in scores.trackers["mine"].measures.values())
@@ -67,7 +77,7 @@ def test_results_of_other_weights_are_refused_and_a_broken_picture_costs_one_seq
     assert all((tmp_path / "mine" / f"{s.name}.txt").exists() for s in others)
     assert not (tmp_path / "mine" / f"{first.name}.txt").exists()
     with pytest.raises(ValueError, match=first.name):
-        score_runs(work)
+        score_runs([work])
     pictures[4].write_bytes(whole)
     rest = plan("lasher", root, tmp_path / "mine", weights="w")
     assert [run.sequence.name for run in rest.todo] == [first.name]
@@ -76,6 +86,119 @@ def test_results_of_other_weights_are_refused_and_a_broken_picture_costs_one_seq
         plan("lasher", root, tmp_path / "mine", weights="v", precision="bf16")
     with pytest.raises(ValueError, match="--sequences: nobody"):
         plan("lasher", root, tmp_path / "mine", weights="w", names=("nobody",))
+
+
+class Odd:
+    """Frames of which one has another size."""
+
+    def __init__(self, frames, odd):
+        self.frames, self.odd = frames, odd
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return self.frames[index][:-1] if index == self.odd else self.frames[index]
+
+
+def test_a_frame_that_cannot_be_tracked_ends_its_sequence_alone(roots, network):
+    whole = open_benchmark("lasher", roots["lasher"])
+    sequences = [replace(whole[0], frames=Odd(whole[0].frames, 3)), whole[1], replace(whole[2], boxes=whole[2].boxes * [1, 1, 0, 0])]
+    found = {f.number: f for f in follow(network, sequences, batch=3)}
+    assert "first one" in str(found[0].error)
+    assert found[1].error is None
+    assert "positive width and height" in str(found[2].error)
+    (alone,) = track_sequences(network, [whole[1]])
+    np.testing.assert_allclose(found[1].trajectory.boxes, alone.boxes, atol=1e-3)
+    assert (found[1].seconds > 0).all()
+
+
+def test_a_killed_process_loses_nothing_that_was_finished(roots, network, tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from srft.evaluation.benchmark import plan, track_runs
+from srft.model.pretrained import load_tracker
+work = plan("lasher", Path({str(roots["lasher"])!r}), Path({str(tmp_path / "killed")!r}), weights="w")
+def killed(frames):
+    if any(run.file.exists() for run in work.runs):
+        os.kill(os.getpid(), signal.SIGKILL)
+track_runs(load_tracker("tiny_rgb", streams=2), work, batch=1, on_frames=killed)
+"""
+    died = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": "platform"}, cwd=ROOT)
+    assert died.returncode == -signal.SIGKILL
+    rest = plan("lasher", roots["lasher"], tmp_path / "killed", weights="w")
+    assert len(rest.todo) == len(rest.runs) - 1
+    (kept,) = (run for run in rest.runs if run.file.exists())
+    finished = kept.file.stat().st_mtime_ns
+    assert track_runs(network, rest) == []
+    assert kept.file.stat().st_mtime_ns == finished
+    whole = plan("lasher", roots["lasher"], tmp_path / "whole", weights="w")
+    track_runs(network, whole, batch=1)
+    for run in whole.runs:
+        a, b = (np.loadtxt(f, delimiter=",") for f in (run.file, tmp_path / "killed" / run.file.name))
+        np.testing.assert_allclose(a, b, atol=1e-2)
+    again = plan("lasher", roots["lasher"], tmp_path / "killed", weights="other", resume=False)
+    assert len(again.todo) == len(again.runs)
+
+
+def test_kits_get_the_rows_and_numbers_they_expect(tmp_path):
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    boxes = np.arange(12.0).reshape(3, 4) + 1
+    sequence = Sequence(name="s", frames=frames, boxes=boxes, absent=np.zeros(3, bool), offset=2)
+    for official, rows in (("lasher", 5), ("coesot", 5), ("visevent", 3), ("rgbt234", 5)):
+        (run,) = runs_of(sequence, FORMATS[official], tmp_path / official)
+        write_result(run, FORMATS[official], boxes, np.ones(3), np.full(3, 0.5))
+        found = read_results(Files(tmp_path / official), ["s"], tracker="t", corner_pixel=False)["s"].runs[0]
+        assert len(found) == rows
+        assert found[-3:].tolist() == boxes.tolist()
+        assert not found[:-3].any()
+        assert np.loadtxt(run.file, delimiter=",").shape[1] == (8 if official == "rgbt234" else 4)
+        assert np.loadtxt(run.file.with_name("s_time.txt")).tolist() == [0.0] * (rows - 3) + [0.5] * 3
+
+
+def test_runs_backward_end_in_the_first_frame_even_where_it_has_no_target(roots, network, tmp_path):
+    root = tmp_path / "vot"
+    shutil.copytree(roots["vot-rgbd2022"], root)
+    folder = next(path.parent for path in sorted(root.rglob("anchor.value")))
+    lines = (folder / "groundtruth.txt").read_text().splitlines()
+    (folder / "groundtruth.txt").write_text("\n".join(["nan,nan,nan,nan"] * 2 + lines[2:]) + "\n")
+    (folder / "anchor.value").write_text("\n".join(["0", "0", "1", *["0"] * (len(lines) - 4), "-1"]) + "\n")
+    work = plan("vot-rgbd2022", root, tmp_path / "mine", weights="w", names=(folder.name,))
+    forward, backward = work.runs
+    assert len(forward.sequence) == len(lines) - 2
+    assert len(backward.sequence) == len(lines)
+    np.testing.assert_array_equal(forward.sequence.frames[0], backward.sequence.frames[len(lines) - 3])
+    assert track_runs(network, work) == []
+    assert score_runs([work]) is not None
+
+
+@pytest.mark.parametrize("official", ["depthtrack", "vot-rgbd2022"])
+def test_a_workspace_of_the_toolkit(official, roots, network, tmp_path):
+    folder = tracker_folder(tmp_path, official, "mine")
+    assert folder == tmp_path / official / "results" / "mine"
+    work = plan(official, roots[official], folder, weights="w")
+    track_runs(network, work)
+    for name in ("mine", "yours"):  # a second call adds to the first
+        workspace = write_workspace_of([work], {name: "some/where"})
+    assert workspace == tmp_path / official
+    assert f"stack: {FORMATS[official].stack}" in (workspace / "config.yaml").read_text()
+    registry = configparser.ConfigParser()
+    registry.read(workspace / "trackers.ini")
+    assert registry.sections() == ["mine", "yours"]
+    assert registry["mine"]["command"] == 'srft trax "some/where"'
+    assert (workspace / "sequences" / "list.txt").read_text().split() == sorted(work.sequences)
+    for run in work.runs:
+        place = workspace / "sequences" / run.sequence.name
+        about = dict(line.split("=") for line in (place / "sequence").read_text().splitlines())
+        assert (about["width"], about["height"]) == ("160", "120")
+        assert (place / (about["channels.depth"] % 1)).exists()
+        assert (place / (about["channels.color"] % int(about["length"]))).exists()
+    there = score_runs([work], groundtruth=workspace / "sequences")
+    assert there is not None
+    assert there.trackers["mine"].measures == score_runs([work]).trackers["mine"].measures
+    with pytest.raises(ValueError, match=r"v1\.5"):
+        tracker_folder(tmp_path, official, "v1.5")
 
 
 def test_runs_start_at_anchors_and_go_both_ways(tmp_path):
@@ -95,11 +218,24 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path), "--json", str(tmp_path / "s.json")])
     main()
     printed = capsys.readouterr().out
-    assert "success_auc" in printed
+    assert "1 of" not in printed
+    assert "SR" in printed
+    manifest = json.loads((tmp_path / "visevent" / "tiny_rgb" / "manifest.json").read_text())
+    assert manifest["last_tracked"]["frames"] == 33
+    assert len(manifest["weights"]) == 64
     scores = json.loads((tmp_path / "s.json").read_text())
     assert (scores["benchmark"], scores["protocol"], list(scores["trackers"])) == ("VisEvent", "kit", ["tiny_rgb"])
     main()
     assert "0 frames to track" in capsys.readouterr().out
+    two = ["--out", str(tmp_path), "--json", str(tmp_path / "s.json"), "--name", "one", "other"]
+    monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", *arguments[2:], *two])
+    main()
+    capsys.readouterr()
+    found = json.loads((tmp_path / "s.json").read_text())["trackers"]
+    assert found["one"] == found["other"] == scores["trackers"]["tiny_rgb"]
+    monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", *arguments[2:], "--name", "same", "same"])
+    with pytest.raises(SystemExit, match="two trackers are named same"):
+        main()
     monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", "--benchmark", "visevent"])
     with pytest.raises(SystemExit, match="--root"):
         main()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from srft.evaluation.benchmark import Failure, Plan
     from srft.model.tracker import MultiModalTracker
 
 
@@ -19,15 +20,15 @@ class Evaluate:
     Results that are there are kept: the same command goes on where it was stopped. Without --benchmark, the shipped real recording
     (three cars, DAVIS346 event camera).
 
-    srft evaluate outputs/winner/epoch_0011 --benchmark lasher --root /data/LasHeR --out results
+    srft evaluate outputs/winner/epoch_0011 outputs/fft/epoch_0011 --benchmark lasher --root /data/LasHeR --workers 8
 
     srft evaluate outputs/winner/epoch_0011 --benchmark visevent --root /data/VisEvent --split val --batch 32 --device cuda --precision bf16
 
     srft evaluate tiny_rgb --json scores.json --pictures pictures
     """
 
-    weights: tyro.conf.Positional[str]
-    """Name of shipped weights, a .safetensors file, or a checkpoint directory."""
+    weights: tyro.conf.Positional[tuple[str, ...]]
+    """Names of shipped weights, .safetensors files, or checkpoint directories."""
     benchmark: str | None = None
     """fe108, visevent, coesot, depthtrack, vot-rgbd2022, lasher, rgbt234, got10k, lasot, or own."""
     root: Path | None = None
@@ -41,11 +42,18 @@ class Evaluate:
     protocol: Literal["kit", "as_failure", "excluded"] = "kit"
     """What a frame without a target counts: as in the official kit, as a failure, or not at all."""
     out: Path = Path("results")
-    """Folder of result files; they are in <out>/<benchmark>/<name>."""
-    name: str | None = None
-    """Of the tracker in tables and file names; from the weights when left out."""
+    """Folder of result files; they are in <out>/<benchmark>/<name>. Those of DepthTrack and VOT-RGBD2022 make a workspace of
+    vot-toolkit, <out>/<benchmark>."""
+    name: tuple[str, ...] = ()
+    """Of each tracker in tables and file names; from the weights when left out."""
+    resume: bool = True
+    """Keep what is there of the same weights and settings."""
+    groundtruth: Path | None = None
+    """Annotations to score by, such as those of the kit, which list attributes; the benchmark's own when left out."""
     batch: int = 16
     """Sequences in one forward pass."""
+    workers: int = 1
+    """More than 1 are tasks of a Ray cluster: the one that RAY_ADDRESS names, or one that is started here."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -65,97 +73,160 @@ def run(command: Evaluate) -> None:
         command: the options.
 
     Raises:
-        ValueError: a benchmark comes without its folder.
+        ValueError: there are no weights, names are not one per weights or not different, or a benchmark comes without its folder.
     """
+    if not command.weights:
+        raise ValueError("no weights; expected the name of shipped weights, a file, or a checkpoint directory")
+    if command.name and len(command.name) != len(command.weights):
+        raise ValueError(f"--name has {len(command.name)} names for {len(command.weights)} weights; expected one for each")
+    names = [_name(command, i) for i in range(len(command.weights))]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two trackers are named {twice[0]}; give them different names with --name")
     if command.benchmark is None:
-        _cars(command)
+        _cars(command, names)
     elif command.root is None:
         raise ValueError(f"--benchmark {command.benchmark} without --root; give the folder that it was downloaded to")
     else:
-        _benchmark(command, command.benchmark, command.root)
+        _benchmark(command, command.benchmark, command.root, names)
 
 
-def _tracker(command: Evaluate) -> tuple[MultiModalTracker, str, str]:
-    # The network, the checksum of its weights, and a name.
+def _name(command: Evaluate, i: int) -> str:
+    import re
+
+    if command.name:
+        return command.name[i]
+    path = Path(command.weights[i])
+    named = f"{path.resolve().parent.name}-{path.name}" if path.is_dir() else path.stem
+    return re.sub(r"[^a-zA-Z0-9_-]+", "_", named)
+
+
+def _tracker(weights: str, device: str) -> tuple[MultiModalTracker, str]:
+    # The network, and the checksum of its weights.
     import torch
 
     from srft.files import sha256
     from srft.model.pretrained import load_tracker, weights_path
     from srft.training.step import tuned_tracker
 
-    folder = Path(command.weights)
+    folder = Path(weights)
     inside = folder.is_dir()
-    network = tuned_tracker(folder) if inside else load_tracker(command.weights)
-    file = folder / "weights.safetensors" if inside else weights_path(command.weights)
-    named = f"{folder.resolve().parent.name}-{folder.name}" if inside else Path(command.weights).stem
-    device = command.device if command.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device), sha256(file)[:16], command.name or named
+    network = tuned_tracker(folder) if inside else load_tracker(weights)
+    file = folder / "weights.safetensors" if inside else weights_path(weights)
+    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return network.to(chosen), sha256(file)
 
 
-def _benchmark(command: Evaluate, benchmark: str, root: Path) -> None:
+def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) -> None:
+    import contextlib
+    import textwrap
+
+    from srft.data.benchmarks import layout_of
+    from srft.evaluation import tables
+    from srft.evaluation.benchmark import score_runs, write_workspace_of
+    from srft.evaluation.published import peers
+    from srft.files import write_json
+    from srft.training.cluster import cluster
+
+    layout_of(benchmark)
+    works, failures = [], []
+    with cluster() if command.workers > 1 else contextlib.nullcontext():
+        for weights, name in zip(command.weights, names, strict=True):
+            work, failed = _track(command, benchmark, root, weights, name)
+            works.append(work)
+            failures += failed
+    for failure in failures:
+        print(f"failed       {failure.run.file.parent.name}/{failure.run.file.stem}: {failure.error}")
+    runs = sum(len(work.runs) for work in works)
+    if len(failures) == runs:
+        raise ValueError(f"none of {len(failures)} runs could be tracked")
+    scores = score_runs(works, command.protocol, allow_missing=bool(failures), groundtruth=command.groundtruth)
+    if scores is not None:
+        print(f"\n{scores.protocol.benchmark}, protocol {scores.protocol.name}, {len(scores.sequences)} sequences\n")
+        print(tables.main_table(scores))
+        if found := peers(scores.protocol, len(scores.sequences)):
+            print(f"\nAmong published results of the same protocol (? must be wrong):\n{tables.peers_table(scores, found)}")
+        for note in scores.notes:
+            print(f"note: {textwrap.shorten(note, 300, placeholder=' ... (all in --json)')}")
+        if command.json:
+            write_json(command.json, scores.to_json())
+    workspace = write_workspace_of(works, {n: _trax(w) for n, w in zip(names, command.weights, strict=True)})
+    if workspace is not None:
+        print(f"workspace    vot analysis --workspace {workspace} {' '.join(names)}")
+    if failures:
+        raise ValueError(f"{len(failures)} of {runs} runs failed; put their files right and give the same command again")
+
+
+def _trax(weights: str) -> str:
+    return str(Path(weights).resolve()) if Path(weights).exists() else weights
+
+
+def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: str) -> tuple[Plan, list[Failure]]:
     import time
 
     from tqdm import tqdm
 
-    from srft.evaluation.benchmark import plan, score_runs, track_runs
-    from srft.files import write_json
+    from srft.evaluation.benchmark import describe, plan, track_runs
+    from srft.evaluation.result_files import tracker_folder
 
-    network, weights, name = _tracker(command)
+    network, checksum = _tracker(weights, "cpu" if command.workers > 1 else command.device)
     rgb_only = command.rgb_only or network.streams == 1
     work = plan(
         benchmark,
         root,
-        command.out / benchmark / name,
-        weights=weights,
+        tracker_folder(command.out, benchmark, name),
+        weights=checksum,
         split=command.split,
         list_name=command.list_name,
         modality="rgb" if rgb_only else None,
         precision=command.precision,
         names=command.sequences,
+        resume=command.resume,
     )
     kept = f", {len(work.runs) - len(work.todo)} of them are there already" if len(work.todo) < len(work.runs) else ""
     print(f"{name} on {benchmark}, split {command.split}: {len(work.runs)} runs{kept}, {work.frames} frames to track", flush=True)
     started = time.perf_counter()
     with tqdm(total=work.frames, desc=name, unit="frame", disable=None) as bar:
-        failures = track_runs(network, work, batch=command.batch, precision=command.precision, on_frames=bar.update)
+        failures = track_runs(
+            network,
+            work,
+            batch=command.batch,
+            rgb_only=rgb_only,
+            precision=command.precision,
+            workers=command.workers,
+            on_frames=bar.update,
+        )
     if work.frames:
-        print(f"{work.frames / (time.perf_counter() - started):.1f} frames/s, result files in {work.folder}")
-    for failure in failures:
-        print(f"failed       {failure.run.sequence.name}: {failure.error}")
-    if len(failures) == len(work.runs):
-        raise ValueError(f"none of {len(failures)} runs could be tracked")
-    scores = score_runs(work, command.protocol, allow_missing=bool(failures))
-    if scores is not None:
-        figures = scores.trackers[name].measures
-        print(f"{scores.protocol.benchmark}, protocol {scores.protocol.name}, {len(scores.sequences)} sequences")
-        print("  ".join(f"{measure} {100 * value:.2f}" for measure, value in figures.items()))
-        for note in scores.notes:
-            print(f"note: {note}")
-        if command.json:
-            write_json(command.json, scores.to_json())
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(work.runs)} runs failed; put their files right and give the same command again")
+        seconds = time.perf_counter() - started
+        device = f"{command.workers} tasks" if command.workers > 1 else str(next(network.parameters()).device)
+        speed = {"frames": work.frames, "seconds": round(seconds, 3), "device": device, "batch": command.batch}
+        describe(work, weights_from=weights, streams=network.streams, sequences=work.sequences, last_tracked=speed)
+        print(f"{work.frames / seconds:.1f} frames/s, result files in {work.folder}")
+    return work, failures
 
 
-def _cars(command: Evaluate) -> None:
+def _cars(command: Evaluate, names: list[str]) -> None:
     from srft.data import davis_cars
     from srft.evaluation.plots import picture_strip, success_plot
     from srft.evaluation.runner import TestSet, evaluate
     from srft.files import write_json
 
-    network, _, name = _tracker(command)
     cars = TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load()), rgb_only=command.rgb_only)
-    evaluation = evaluate(network, [cars])
-    measures = evaluation.measures[cars.name]
-    print(f"success AUC {100 * measures.success_auc:.1f}  precision at 20 px {100 * measures.precision_20:.1f}")
-    for sequence, auc in zip(cars.sequences, measures.per_sequence, strict=True):
-        print(f"  {sequence.name:<32} {100 * auc:.1f}")
-    if command.json:
+    figures, drawn, tracked = {}, {}, {}
+    for weights, name in zip(command.weights, names, strict=True):
+        network, _ = _tracker(weights, command.device)
+        evaluation = evaluate(network, [cars])
+        measures = drawn[name] = evaluation.measures[cars.name]
+        tracked[name] = evaluation.trajectories[cars.name]
+        print(f"{name}  success AUC {100 * measures.success_auc:.1f}  precision at 20 px {100 * measures.precision_20:.1f}")
+        for sequence, auc in zip(cars.sequences, measures.per_sequence, strict=True):
+            print(f"  {sequence.name:<32} {100 * auc:.1f}")
         per_sequence = dict(zip([s.name for s in cars.sequences], map(float, measures.per_sequence), strict=True))
-        figures = {"success_auc": measures.success_auc, "precision_20": measures.precision_20, "per_sequence": per_sequence}
-        write_json(command.json, figures)
+        figures[name] = {"success_auc": measures.success_auc, "precision_20": measures.precision_20, "per_sequence": per_sequence}
+    if command.json:
+        write_json(command.json, figures[names[0]] if len(names) == 1 else {"trackers": figures})
     if command.pictures:
         command.pictures.mkdir(parents=True, exist_ok=True)
-        success_plot({name: measures}, command.pictures / "success.png", title=cars.name)
-        for sequence, trajectory in zip(cars.sequences, evaluation.trajectories[cars.name], strict=True):
-            picture_strip(sequence, {name: trajectory.boxes}, command.pictures / f"{Path(sequence.name).name}.png")
+        success_plot(drawn, command.pictures / "success.png", title=cars.name)
+        for i, sequence in enumerate(cars.sequences):
+            boxes = {name: trajectories[i].boxes for name, trajectories in tracked.items()}
+            picture_strip(sequence, boxes, command.pictures / f"{Path(sequence.name).name}.png")

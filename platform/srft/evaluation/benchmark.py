@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence as Several
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from srft.config import Modality
-from srft.data.benchmarks import open_benchmark, read_annotations
+from srft.data.benchmarks import NativeFrames, open_benchmark, read_annotations
 from srft.data.sequence import Sequence
 from srft.evaluation.groundtruth import read_groundtruth
-from srft.evaluation.online import Precision, track_sequences
-from srft.evaluation.protocols import BENCHMARKS, find_protocol
+from srft.evaluation.online import Precision, follow
+from srft.evaluation.protocols import BENCHMARKS, Protocol, find_protocol
 from srft.evaluation.result_files import FORMATS, Run, runs_of, write_result
 from srft.evaluation.results import Files, read_results
 from srft.evaluation.scores import Scores, score
-from srft.files import git_commit, write_json
+from srft.evaluation.workspace import write_workspace
+from srft.files import environment, write_json
 from srft.model.tracker import MultiModalTracker
 
-__all__ = ["Failure", "Plan", "plan", "score_runs", "track_runs"]
+__all__ = ["Failure", "Plan", "describe", "plan", "protocol_of", "score_runs", "track_runs", "write_workspace_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,11 @@ class Plan:
     """Runs whose files are not there yet."""
 
     @property
+    def sequences(self) -> list[str]:
+        """Names of the sequences."""
+        return list(dict.fromkeys(run.sequence.name for run in self.runs))
+
+    @property
     def frames(self) -> int:
         """Frames still to track."""
         return sum(len(run.sequence) - 1 for run in self.todo)
@@ -61,6 +69,7 @@ def plan(
     modality: Modality | None = None,
     precision: Precision = "fp32",
     names: tuple[str, ...] = (),
+    resume: bool = True,
 ) -> Plan:
     """Open a benchmark and see what is left to track; results of the same weights and settings are kept.
 
@@ -74,6 +83,7 @@ def plan(
         modality: ``rgb`` leaves the auxiliary frames out; None takes the benchmark's.
         precision: of the network.
         names: sequences to track; all of the split when empty.
+        resume: keep runs whose files are there; otherwise track them again.
 
     Returns:
         The plan.
@@ -84,12 +94,12 @@ def plan(
     form = FORMATS[benchmark]
     marker = folder / "manifest.json"
     identity = {"benchmark": benchmark, "weights": weights, "split": split, "list": list_name, "modality": modality, "precision": precision}
-    if marker.exists():
+    if marker.exists() and resume:
         found = json.loads(marker.read_text())
         differing = [key for key, value in identity.items() if found.get(key) != value]
         if differing:
             was = ", ".join(f"{key} {found.get(key)}" for key in differing)
-            raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or delete the folder")
+            raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or track anew with --no-resume")
     sequences: dict[str, Sequence] = {
         s.name: s for s in open_benchmark(benchmark, root, split=split, protocol=list_name, modality=modality)
     }
@@ -99,10 +109,59 @@ def plan(
     anchors = (
         {n: a.anchors for n, a in read_annotations(benchmark, root, names=[s.name for s in chosen]).items()} if form.from_anchors else {}
     )
+    if form.from_anchors:
+        chosen = [_from_the_start(s) for s in chosen]
     runs = tuple(run for s in chosen for run in runs_of(s, form, folder, anchors.get(s.name)))
-    if not marker.exists():
-        write_json(marker, {**identity, "commit": git_commit()})
+    if not resume:
+        for run in runs:
+            run.file.unlink(missing_ok=True)
+    if not (marker.exists() and resume):
+        write_json(marker, {**identity, "root": str(root.resolve()), "environment": environment()})
     return Plan(benchmark=benchmark, root=root, folder=folder, runs=runs, todo=tuple(run for run in runs if not run.file.exists()))
+
+
+def _from_the_start(sequence: Sequence) -> Sequence:
+    # Runs backward end in the first frame of the annotation, where the target may not be in view yet.
+    if not sequence.offset or not isinstance(sequence.frames, NativeFrames):
+        return sequence
+    more = sequence.offset
+    boxes = np.concatenate([np.repeat(sequence.boxes[:1], more, 0), sequence.boxes])
+    absent = np.concatenate([np.ones(more, bool), sequence.absent])
+    return replace(sequence, frames=sequence.frames.whole(), boxes=boxes, absent=absent, offset=0)
+
+
+def describe(work: Plan, **facts: Any) -> None:
+    """Note more about the results in their manifest.
+
+    Args:
+        work: the plan.
+        facts: what JSON can hold, by name.
+    """
+    marker = work.folder / "manifest.json"
+    write_json(marker, {**json.loads(marker.read_text()), **facts})
+
+
+def write_workspace_of(works: Several[Plan], trackers: dict[str, str]) -> Path | None:
+    """Complete the results of vot-toolkit's benchmarks to a workspace that it analyses.
+
+    Args:
+        works: plans of one benchmark in one folder.
+        trackers: what ``srft trax`` is to be called with, by the trackers' names.
+
+    Returns:
+        The workspace; None for other benchmarks.
+    """
+    stack = FORMATS[works[0].benchmark].stack
+    if not stack:
+        return None
+    folders = {
+        run.sequence.name: frames.folder
+        for run in works[0].runs
+        if isinstance(frames := getattr(run.sequence.frames, "frames", run.sequence.frames), NativeFrames)
+    }
+    workspace = works[0].folder.parent.parent
+    write_workspace(workspace, stack, folders, trackers)
+    return workspace
 
 
 def track_runs(
@@ -112,9 +171,10 @@ def track_runs(
     batch: int = 16,
     rgb_only: bool = False,
     precision: Precision = "fp32",
+    workers: int = 1,
     on_frames: Callable[[int], object] | None = None,
 ) -> list[Failure]:
-    """Track what is left, longest first, several runs in one forward pass, and write each when its group is through.
+    """Track what is left, longest first, several runs in one forward pass, and write each when it ends.
 
     Args:
         network: the tracker.
@@ -122,6 +182,7 @@ def track_runs(
         batch: runs at once.
         rgb_only: leave the auxiliary modality out.
         precision: of the network.
+        workers: 1 tracks in this process; more are tasks of the Ray cluster that it is connected to, each with a batch of its own.
         on_frames: called with the number of frames tracked since the last call.
 
     Returns:
@@ -129,51 +190,67 @@ def track_runs(
     """
     form, failures = FORMATS[work.benchmark], []
     order = sorted(work.todo, key=lambda run: -len(run.sequence))
+    sequences = [run.sequence for run in order]
+    if workers > 1:
+        from srft.evaluation.runner import follow_in_tasks
 
-    def track(group: list[Run]) -> None:
-        started = time.perf_counter()
-        sequences = [run.sequence for run in group]
-        found = track_sequences(network, sequences, rgb_only=rgb_only, batch=batch, precision=precision, on_frames=on_frames)
-        seconds = (time.perf_counter() - started) / max(1, sum(len(s) - 1 for s in sequences))
-        for run, trajectory in zip(group, found, strict=True):
-            write_result(run, form, trajectory.boxes, trajectory.scores, seconds)
-
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        try:
-            track(group)
-        except (ValueError, OSError):  # One run of the group; which, shows one by one.
-            for run in group:
-                try:
-                    track([run])
-                except (ValueError, OSError) as error:
-                    failures.append(Failure(run=run, error=str(error)))
+        followed = follow_in_tasks(
+            network, sequences, workers=workers, rgb_only=rgb_only, batch=batch, precision=precision, on_frames=on_frames
+        )
+    else:
+        followed = follow(network, sequences, rgb_only=rgb_only, batch=batch, precision=precision, on_frames=on_frames)
+    for found in followed:
+        run = order[found.number]
+        if found.error is not None:
+            failures.append(Failure(run=run, error=str(found.error)))
+        else:
+            write_result(run, form, found.trajectory.boxes, found.trajectory.scores, found.seconds)
     return failures
 
 
-def score_runs(work: Plan, protocol: str = "kit", *, allow_missing: bool = False) -> Scores | None:
-    """Score the result files of a plan.
+def protocol_of(benchmark: str, protocol: str = "kit") -> Protocol | None:
+    """The rules that a benchmark is scored by.
 
     Args:
-        work: the plan.
+        benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
+        protocol: ``kit``, ``as_failure`` or ``excluded``.
+
+    Returns:
+        The rules; None if there are none.
+    """
+    plain = benchmark.replace("-", "")
+    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
+        return None
+    return find_protocol(benchmark, protocol)
+
+
+def score_runs(
+    works: Several[Plan], protocol: str = "kit", *, allow_missing: bool = False, groundtruth: Path | None = None
+) -> Scores | None:
+    """Score the result files of trackers side by side.
+
+    Args:
+        works: plans of one benchmark with the same sequences.
         protocol: ``kit``, ``as_failure`` or ``excluded``.
         allow_missing: leave sequences without a file out, and say so.
+        groundtruth: annotations in place of those in the benchmark's folder, such as those of its kit, which has attributes.
 
     Returns:
         The scores; None for a benchmark without a protocol.
     """
-    plain = work.benchmark.replace("-", "")
-    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
+    rules = protocol_of(works[0].benchmark, protocol)
+    if rules is None:
         return None
-    rules = find_protocol(work.benchmark, protocol)
-    names = list(dict.fromkeys(run.sequence.name for run in work.runs))
-    truths = read_groundtruth(Files(work.root), rules, names=names)
-    found = read_results(
-        Files(work.folder),
-        names,
-        tracker=work.folder.name,
-        anchors=rules.measurement == "multistart",
-        corner_pixel=rules.corner_pixel,
-        rounds=rules.rounds,
-    )
-    return score(rules, truths, {work.folder.name: found}, allow_missing=allow_missing)
+    names = works[0].sequences
+    truths = read_groundtruth(Files(groundtruth or works[0].root), rules, names=names)
+    found = {}
+    for work in works:
+        found[work.folder.name] = read_results(
+            Files(work.folder),
+            names,
+            tracker=work.folder.name,
+            anchors=rules.measurement == "multistart",
+            corner_pixel=rules.corner_pixel,
+            rounds=rules.rounds,
+        )
+    return score(rules, truths, found, allow_missing=allow_missing)

@@ -254,8 +254,10 @@ def _picture_size(files: Files, name: str) -> tuple[int, int]:
     # Of the first colour picture of a sequence in a folder.
     import cv2
 
-    for folder in sorted(files.place.rglob(f"{name}/color")) if files.place.is_dir() else ():
-        picture = next(iter(sorted(folder.iterdir())), None)
+    path = next((path for path in files.paths if path.endswith(f"{name}/groundtruth.txt")), None)
+    folder = files.place / path.removesuffix("groundtruth.txt") / "color" if path and files.place.is_dir() else None
+    if folder is not None and folder.is_dir():
+        picture = min(folder.iterdir(), default=None)
         image = cv2.imread(str(picture)) if picture else None
         if image is not None:
             return image.shape[1], image.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from srft.data.sequence import FrameSource, Sequence
 from srft.files import write_text
 
-__all__ = ["FORMATS", "ResultFormat", "Run", "runs_of", "write_result"]
+__all__ = ["FORMATS", "ResultFormat", "Run", "runs_of", "tracker_folder", "write_result"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +28,27 @@ class ResultFormat:
     """Name of the file of scores beside it."""
     times: str = "{stem}_time.txt"
     """Name of the file of seconds per frame beside it."""
+    corners: bool = False
+    """Eight numbers: x, y of the upper left, upper right, lower right and lower left corner. Otherwise left, top, width, height."""
+    leading: bool = True
+    """Frames before the first one with a target have rows of zeros. A kit whose annotations begin with the target has them not."""
     from_anchors: bool = False
     """One run per anchor of the sequence, to the end or back to the first frame."""
+    stack: str = ""
+    """Of vot-toolkit: results are part of a workspace."""
 
 
 _KIT = ResultFormat(path="{sequence}.txt")
 FORMATS: Mapping[str, ResultFormat] = {
-    **dict.fromkeys(("fe108", "visevent", "coesot", "lasher", "rgbt234", "own", "got10k", "lasot"), _KIT),
+    **dict.fromkeys(("fe108", "coesot", "lasher", "own", "got10k", "lasot"), _KIT),
+    "visevent": replace(_KIT, leading=False),
+    "rgbt234": replace(_KIT, corners=True),
     "depthtrack": ResultFormat(
         path="rgbd-unsupervised/{sequence}/{sequence}_001.txt",
         first_line="state",
         confidences="{stem}_confidence.value",
         times="{stem}_time.value",
+        stack="vot2021/rgbd",
     ),
     "vot-rgbd2022": ResultFormat(
         path="baseline/{sequence}/{sequence}_{start:08d}.txt",
@@ -46,9 +56,31 @@ FORMATS: Mapping[str, ResultFormat] = {
         confidences="{stem}_confidence.value",
         times="{stem}_time.value",
         from_anchors=True,
+        stack="vot2022/rgbd",
     ),
 }
-"""By the benchmarks' names in ``srft.data.benchmarks``. Boxes are left, top, width, height in pixels, separated by commas."""
+"""By the benchmarks' names in ``srft.data.benchmarks``. Numbers are pixels, separated by commas."""
+
+
+def tracker_folder(out: Path, benchmark: str, name: str) -> Path:
+    """Where a tracker's results go.
+
+    Args:
+        out: of all benchmarks.
+        benchmark: its name.
+        name: of the tracker.
+
+    Returns:
+        The folder; for vot-toolkit's benchmarks, inside a workspace.
+
+    Raises:
+        ValueError: vot-toolkit does not take the name.
+    """
+    if not FORMATS[benchmark].stack:
+        return out / benchmark / name
+    if not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
+        raise ValueError(f"tracker is named {name!r}; vot-toolkit takes letters, digits, - and _ only: give another --name")
+    return out / benchmark / "results" / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +95,16 @@ class Run:
 
 
 class _Some:
-    """Frames of a source in another order."""
+    # Frames of a source in another order.
 
     def __init__(self, frames: FrameSource, order: np.ndarray) -> None:
-        self._frames, self._order = frames, order
+        self.frames, self._order = frames, order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._frames[int(self._order[index])]
+        return self.frames[int(self._order[index])]
 
 
 def runs_of(sequence: Sequence, form: ResultFormat, folder: Path, anchors: np.ndarray | None = None) -> Iterator[Run]:
@@ -91,7 +123,8 @@ def runs_of(sequence: Sequence, form: ResultFormat, folder: Path, anchors: np.nd
         ValueError: anchors are needed and not there.
     """
     if not form.from_anchors:
-        yield Run(sequence=sequence, file=folder / form.path.format(sequence=sequence.name), leading=sequence.offset)
+        leading = sequence.offset if form.leading else 0
+        yield Run(sequence=sequence, file=folder / form.path.format(sequence=sequence.name), leading=leading)
         return
     if anchors is None or len(anchors) != len(sequence):
         raise ValueError(
@@ -103,7 +136,7 @@ def runs_of(sequence: Sequence, form: ResultFormat, folder: Path, anchors: np.nd
         yield Run(sequence=part, file=folder / form.path.format(sequence=sequence.name, start=int(start)))
 
 
-def write_result(run: Run, form: ResultFormat, boxes: np.ndarray, scores: np.ndarray, seconds: float) -> None:
+def write_result(run: Run, form: ResultFormat, boxes: np.ndarray, scores: np.ndarray, seconds: np.ndarray) -> None:
     """Write boxes, scores and times; the boxes' file last, so that where it is the others are too.
 
     Args:
@@ -111,14 +144,19 @@ def write_result(run: Run, form: ResultFormat, boxes: np.ndarray, scores: np.nda
         form: the benchmark's.
         boxes: ``[T, 4]`` ltwh pixels.
         scores: ``[T]``.
-        seconds: of one frame, on average.
+        seconds: ``[T]``.
     """
-    state = form.first_line == "state"
-    rows = [",".join(f"{value:.4f}" for value in box) for box in np.concatenate([np.zeros((run.leading, 4)), boxes])]
-    sure = [f"{value:.6f}" for value in np.concatenate([np.zeros(run.leading), scores])]
-    if state:
+    before = np.zeros(run.leading)
+    boxes = np.concatenate([np.zeros((run.leading, 4)), boxes])
+    if form.corners:
+        left, top, right, bottom = boxes[:, 0], boxes[:, 1], boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]
+        boxes = np.stack([left, top, right, top, right, bottom, left, bottom], 1)
+    rows = [",".join(f"{value:.4f}" for value in box) for box in boxes]
+    sure = [f"{value:.6f}" for value in np.concatenate([before, scores])]
+    times = [f"{value:.6f}" for value in np.concatenate([before, seconds])]
+    if form.first_line == "state":
         rows[0], sure[0] = "1", ""
     stem = run.file.stem
     write_text(run.file.with_name(form.confidences.format(stem=stem)), "\n".join(sure) + "\n")
-    write_text(run.file.with_name(form.times.format(stem=stem)), "\n".join([f"{seconds:.6f}"] * len(rows)) + "\n")
+    write_text(run.file.with_name(form.times.format(stem=stem)), "\n".join(times) + "\n")
     write_text(run.file, "\n".join(rows) + "\n")

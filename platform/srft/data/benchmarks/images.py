@@ -5,6 +5,7 @@ Opening a sequence touches no image. The first frame lists the folders and check
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from pathlib import Path
@@ -305,6 +306,16 @@ class NativeFrames:
 
     def __len__(self) -> int:
         return self.rows - self.skip
+
+    def whole(self) -> NativeFrames:
+        """The same with the frames that are left out.
+
+        Returns:
+            All annotated frames.
+        """
+        every = copy.copy(self)
+        every.skip = 0
+        return every
 
     @functools.cached_property
     def sources(self) -> tuple[ImageSource, ...]:
