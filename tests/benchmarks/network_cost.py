@@ -5,8 +5,8 @@
 
 Medians of the thread's processor time and their ratio; a ratio above 1 says how many times faster ours is. ``products_share_of_plain`` is
 what of the plain network's time is matrix products of linear layers, which both have in common: were all the rest free, the ratio would be
-its inverse. Forward passes without gradients in eval mode, as an online
-tracker makes them; forward and backward in training mode, head included, with the tracking loss. Weights and images are random.
+its inverse. Forward passes are without gradients in eval mode, as an online tracker makes them; forward and backward passes in training
+mode, head included, with the tracking loss. Weights and images are random.
 """
 
 from __future__ import annotations
