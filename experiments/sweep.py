@@ -101,8 +101,7 @@ def main(sweep: Sweep, modality: Modality) -> None:
     script = f"{modality}_sweep"
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     out = (sweep.out or (Path.home() / "srft" / script if in_job else Path("outputs") / script)).resolve()
-    if not os.environ.get("RAY_ADDRESS"):  # A cluster is asked once it is connected to.
-        check_resources(study.base, 1)
+    check_resources(study.base, 1)
     claim(study, out, resume=sweep.resume)
     trials = study.trials()
     say(f"study {study.name} ({study.digest()}): {len(trials)} trials of {study.base.optim.epochs} epochs in {out}")

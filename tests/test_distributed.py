@@ -41,6 +41,10 @@ def test_one_worker_trains_here_and_resumes(tmp_path: Path) -> None:
 
 def test_resources_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_cpus", lambda: 4.0)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr(cluster, "_connected", lambda: False)
+    cluster.check_resources(from_flat({"workers": 8}, CONFIG), 1)  # nobody knows before there is a connection
+    monkeypatch.delenv("RAY_ADDRESS")
     two = from_flat({"workers": 2}, CONFIG)
     cluster.check_resources(two, 2)
     assert cluster.capacity(2) == 2

@@ -31,7 +31,8 @@ def capacity(workers: int, cpus_per_worker: int = 1) -> int:
 def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: int = 1) -> None:
     """Refuse a start that would wait for processors for ever.
 
-    Without a connection and without RAY_ADDRESS, what counts is the cluster that :func:`cluster` would start here.
+    Without a connection, what counts is the cluster that :func:`cluster` would start here; one that RAY_ADDRESS names is not asked before
+    there is a connection, so check again then.
 
     Args:
         config: the run, or one like the runs that are to train at once.
@@ -41,6 +42,8 @@ def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: i
     Raises:
         ConfigError: the cluster has too few CPUs.
     """
+    if os.environ.get("RAY_ADDRESS") and not _connected():
+        return
     needed = concurrency * config.workers * cpus_per_worker
     found = _cpus()
     if needed > found:
@@ -52,8 +55,12 @@ def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: i
         )
 
 
+def _connected() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 def _cpus() -> float:
-    if not os.environ.get("RAY_ADDRESS") and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+    if not _connected():
         return float(len(os.sched_getaffinity(0)))
     import ray
     from ray._private.state import state
