@@ -56,7 +56,7 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     assert load(bad).optim.lr == 1e-3
 
 
-LAYOUT = {"name": "x", "workers": 2, "min_workers": 1, "strategy": "fsdp2", "checkpoint_steps": 7}
+LAYOUT = {"name": "x", "workers": 2, "min_workers": 1, "strategy": "fsdp2", "checkpoint_steps": 7, "data.loader_workers": 2}
 
 
 @given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - LAYOUT.keys())))
@@ -66,7 +66,8 @@ def test_digest_follows_every_setting_but_name_and_layout(key):
     value = to_flat(base)[key]
     alternatives = {
         "data.benchmark": "lasher", "data.root": "/b", "data.source_benchmark": "lasot", "data.source_root": "/b",
-        "paradigm": "full", "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
+        "paradigm": "full", "data.pairs": "published", "data.augmentation": "published", "data.decode": "reduced",
+        "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3],
         "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published", "optim.precision": "bf16",

@@ -1,18 +1,24 @@
 import hashlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from srft.data.pairs import PairSampler
+from srft.config import DataConfig
+from srft.data.images import ImageFrames
+from srft.data.pairs import PairDataset, PairSampler, SampleError
+from srft.data.sampling import draw_frames
 from srft.data.sequence import Sequence
 from srft.data.synthetic import render_sequence
 from srft.model.architecture import PRESETS
+from tests.reference import pairs as reference
 
 
 def make(**changes):
     settings = {"arch": PRESETS["tiny"], "seed": 3, "max_gap": 6, "center_jitter": 3.0, "scale_jitter": 0.25}
-    settings["sequences"] = tuple(render_sequence("target-train", i, seed=7, length=10) for i in range(2))
+    if "sequences" not in changes:
+        settings["sequences"] = tuple(render_sequence("target-train", i, seed=7, length=10) for i in range(2))
     return PairSampler(**(settings | changes))
 
 
@@ -90,3 +96,122 @@ def test_a_sequence_without_two_visible_frames_is_named():
 def test_boxes_flags_and_frames_must_agree():
     with pytest.raises(ValueError, match="8 frames, 7 boxes"):
         Sequence(name="short", frames=np.zeros((8, 4, 4, 3), np.uint8), boxes=np.ones((7, 4)), absent=np.zeros(8, bool))
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_published_augmentation_equals_the_reference_on_whole_frames(index):
+    """Boxes exactly; pixels to rounding: grey and brightness before or after interpolation, corners of mirrored frames by a pixel."""
+    length, rows, columns = 24, 150, 200
+    ys, xs = np.mgrid[:rows, :columns]
+    frames = np.stack([128 + 60 * np.sin(xs / (9 + c) + 0.1 * t) + 60 * np.cos(ys / 11 + c) for t in range(length) for c in range(6)])
+    frames = frames.reshape(length, 6, rows, columns).transpose(0, 2, 3, 1).clip(0, 255).astype(np.uint8)
+    boxes = np.array([[60.0 + t, 50, 21, 17] for t in range(length)])
+    smooth = Sequence(name="smooth", frames=frames, boxes=boxes, absent=np.zeros(length, bool))
+    sampler = make(sequences=(smooth,), gray=0.5, augmentation="published", rule="published", max_gap=200)
+    rng = np.random.default_rng([3, 0, index])
+    rng.integers(1)
+    first, second = draw_frames(rng, smooth.absent, "published", 200)
+    arch = PRESETS["tiny"]
+    template, search, box = reference.published_pair(
+        frames, boxes, first, second, rng, px=(arch.template_px, arch.search_px), factors=(arch.template_factor, arch.search_factor),
+        center_jitter=3.0, scale_jitter=0.25, gray=0.5, brightness=0.2,
+    )  # fmt: skip
+    got = sampler.pair(0, index)
+    np.testing.assert_allclose(got.box, box, atol=1e-6)
+    for mine, expected in ((got.template, template), (got.search, search)):
+        off = np.abs(mine.astype(float) - expected)
+        assert np.median(off) <= 3
+        assert np.mean(off > 30) < 0.05
+    wrong = reference.published_pair(
+        frames, boxes, first, second, np.random.default_rng(99), px=(arch.template_px, arch.search_px),
+        factors=(arch.template_factor, arch.search_factor), center_jitter=3.0, scale_jitter=0.25, gray=0.5, brightness=0.2,
+    )[1]  # fmt: skip
+    assert np.median(np.abs(got.search.astype(float) - wrong)) > 6
+
+
+def test_crops_are_mirrored_each_for_itself_only_if_asked():
+    frames = np.zeros((24, 60, 60, 3), np.uint8)
+    frames[:, 20:40, 20:30] = 200  # the left half of the target
+    still = Sequence(name="still", frames=frames, boxes=np.tile([20.0, 20, 20, 20], (24, 1)), absent=np.zeros(24, bool))
+    calm = {"sequences": (still,), "center_jitter": 0.0, "scale_jitter": 0.0, "gray": 0.0}
+
+    def sides(**changes):
+        pairs = [make(**calm, **changes).pair(0, i) for i in range(80)]
+        return np.array(
+            [[patch[:, :half].sum() > patch[:, half:].sum() for patch, half in ((p.template, 32), (p.search, 64))] for p in pairs]
+        )
+
+    together, apart = sides(), sides(augmentation="published")
+    assert (together[:, 0] == together[:, 1]).all()
+    assert 0.3 < together[:, 0].mean() < 0.7
+    assert 0.3 < (apart[:, 0] == apart[:, 1]).mean() < 0.7
+    assert 0.3 < apart[:, 1].mean() < 0.7
+
+
+def test_weights_are_the_shares_of_the_samples():
+    marked = []
+    for value in (50, 200):
+        frames = np.full((24, 60, 60, 3), value, np.uint8)
+        marked.append(Sequence(name=str(value), frames=frames, boxes=np.tile([20.0, 20, 20, 20], (24, 1)), absent=np.zeros(24, bool)))
+    sampler = make(sequences=tuple(marked), weights=(3.0, 1.0), brightness=0.0)
+    second = np.mean([sampler.pair(0, i).template[32, 32, 0] == 200 for i in range(400)])
+    assert 0.18 < second < 0.32
+    with pytest.raises(ValueError, match="1 weights for 2 sequences"):
+        make(sequences=tuple(marked), weights=(1.0,))
+
+
+def stored(tmp_path, count=24):
+    for folder in ("rgb", "x"):
+        (tmp_path / folder).mkdir()
+    source = noise(length=count, size=(240, 320))
+    names = tuple(f"{i:04d}.jpg" for i in range(count))
+    for name, frame in zip(names, source.frames, strict=True):
+        for folder, part in (("rgb", frame[..., :3]), ("x", frame[..., 3:])):
+            cv2.imwrite(str(tmp_path / folder / name), cv2.GaussianBlur(part, (0, 0), 3)[..., ::-1])
+    frames = ImageFrames(folders=(tmp_path / "rgb", tmp_path / "x"), names=(names, names))
+    boxes = source.boxes + np.array([40, 40, 60, 60])
+    return Sequence(name="stored", frames=frames, boxes=boxes, absent=source.absent)
+
+
+def test_stored_frames_give_the_samples_of_decoded_ones(tmp_path):
+    lazy = stored(tmp_path)
+    array = np.stack([lazy.frames[i] for i in range(len(lazy))])
+    whole = Sequence(name="array", frames=array, boxes=lazy.boxes, absent=lazy.absent)
+    reduced = make(sequences=(lazy,), decode="reduced")
+    differences = []
+    for index in range(10):
+        exact = make(sequences=(whole,)).pair(0, index)
+        for part, expected in zip(make(sequences=(lazy,)).pair(0, index), exact, strict=True):
+            np.testing.assert_array_equal(part, expected)
+        near = reduced.pair(0, index)
+        np.testing.assert_array_equal(near.box, exact.box)
+        differences.append(np.abs(near.search.astype(float) - exact.search).mean())
+    assert 0 < max(differences) < 6
+    assert min(differences) == 0 or np.median(differences) < 6
+
+
+def test_a_sample_of_a_damaged_file_is_named(tmp_path):
+    lazy = stored(tmp_path)
+    for i in range(24):
+        path = tmp_path / "x" / f"{i:04d}.jpg"
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(SampleError, match=r"epoch 1, sample 5, sequence stored, frames \(\d+, \d+\): .*x/\d+\.jpg: "):
+        make(sequences=(lazy,)).pair(1, 5)
+    (tmp_path / "x" / "0000.jpg").rename(tmp_path / "x" / "gone.jpg")
+    only = Sequence(name="only", frames=lazy.frames, boxes=lazy.boxes, absent=np.arange(24) > 1)
+    with pytest.raises(SampleError, match=r"sequence only, frames \(0, 1\): .*No such file"):
+        make(sequences=(only,)).pair(0, 0)
+
+
+def test_the_map_style_data_set_gives_the_samplers_pairs():
+    sampler = make(sequences=(noise(),))
+    for part, expected in zip(PairDataset(sampler)[2, 7], sampler.pair(2, 7), strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_settings_of_a_run_describe_the_sampler():
+    data = DataConfig(pairs="published", augmentation="published", decode="reduced", max_gap=200, center_jitter=4.5, scale_jitter=0.5)
+    sampler = PairSampler.of((noise(length=40),), PRESETS["tiny"], data, seed=1)
+    assert (sampler.rule, sampler.augmentation, sampler.decode, sampler.max_gap) == ("published", "published", "reduced", 200)
+    assert (sampler.center_jitter, sampler.scale_jitter) == (4.5, 0.5)
+    assert PairSampler.of((noise(),), PRESETS["tiny"], DataConfig(), seed=1).augmentation == "joint"

@@ -100,6 +100,13 @@ def test_a_run_reports_fixed_names_and_keeps_its_checkpoints(whole):
     assert reports[1].metrics["lr"] == learning_rate(CONFIG.optim, 5)
 
 
+def test_batches_made_by_another_process_train_alike(whole, tmp_path, domain, prior):
+    apart = changed(data=dataclasses.replace(CONFIG.data, loader_workers=1))
+    fine_tune(apart, domain, prior, directory=tmp_path)
+    assert same(tmp_path, whole[0])
+    assert apart.digest() == CONFIG.digest()
+
+
 def test_the_backbone_moves_and_what_is_frozen_does_not(whole):
     before, after = load_tracker("tiny_rgb", streams=2).state_dict(), weights(whole[0])
     assert before.keys() == after.keys()

@@ -26,6 +26,9 @@ Rates = Literal["uniform", "published", "published_fe108"]
 Paradigm = Literal[
     "full", "head", "bias", "lora", "adapter", "prompt", "srft", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"
 ]
+PairRule = Literal["near", "published"]
+Augmentation = Literal["joint", "published"]
+Decoding = Literal["exact", "reduced"]
 Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
 Precision = Literal["fp32", "bf16", "fp16"]
 RateDecay = Literal["cosine", "constant", "step"]
@@ -117,6 +120,14 @@ class DataConfig:
     """Search-crop shift, in target sizes times half, uniform."""
     scale_jitter: float = 0.25
     """Search-crop scale, standard deviation of the logarithm."""
+    pairs: PairRule = "near"
+    """Frames of a pair: visible and at most max_gap apart, or by the published rule, which widens the gap where need be."""
+    augmentation: Augmentation = "joint"
+    """Template and search crop are mirrored alike, or, as published, each once more for itself."""
+    decode: Decoding = "exact"
+    """Stored images are decoded exactly, or to a half, quarter or eighth where a crop shrinks them as much: faster, a little smoother."""
+    loader_workers: int = 0
+    """Processes per training process that make batches ahead; 0 makes them when they are needed. The samples are the same."""
 
     def __post_init__(self) -> None:
         for name, root in (("benchmark", "root"), ("source_benchmark", "source_root")):
@@ -135,6 +146,9 @@ class DataConfig:
         _check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
         _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
         _check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
+        _check(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "at least 0")
+        for name, choices in {"pairs": PairRule, "augmentation": Augmentation, "decode": Decoding}.items():
+            _check(getattr(self, name) in get_args(choices), f"data.{name}", getattr(self, name), f"one of {get_args(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +323,7 @@ class TrainConfig:
             Eight hex digits that change whenever a setting does, except for the name, how it is laid out over workers, and how often
             it is saved.
         """
-        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps")
+        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers")
         flat = {key: value for key, value in to_flat(self).items() if key not in apart}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -118,6 +118,20 @@ def crop(frame: np.ndarray, box: np.ndarray, factor: float, output_px: int) -> t
     return cv2.resize(cut(frame, square), (output_px, output_px)), output_px / square.side
 
 
+def crop_stored(stored: StoredFrame, square: Window, output_px: int) -> np.ndarray:
+    """:func:`crop` of a frame that is stored as images.
+
+    Args:
+        stored: the frame.
+        square: where.
+        output_px: side of the result in pixels.
+
+    Returns:
+        ``[output_px, output_px, C]`` uint8, the same bytes as from the decoded frame. A damaged image is an ``ImageError``.
+    """
+    return cv2.resize(cut_stored(stored, square), (output_px, output_px))
+
+
 def crop_reduced(stored: StoredFrame, square: Window, output_px: int) -> np.ndarray | None:
     """A crop from images decoded at the smallest of 1/2, 1/4 and 1/8 of their size that is not smaller than the crop.
 
@@ -130,7 +144,7 @@ def crop_reduced(stored: StoredFrame, square: Window, output_px: int) -> np.ndar
         output_px: side of the result in pixels.
 
     Returns:
-        ``[output_px, output_px, C]`` uint8; None where the crop shrinks the frame less than twofold, so that :func:`cut_stored` is
+        ``[output_px, output_px, C]`` uint8; None where the crop shrinks the frame less than twofold, so that :func:`crop_stored` is
         the way. A damaged image is an ``ImageError``.
     """
     left, top, side = square

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from srft.config import DataConfig
 from srft.data.benchmarks import DataError, open_benchmark
+from srft.data.sampling import unusable
 from srft.data.sequence import Domain, Sequence
 from srft.data.synthetic import Split, sequences
 
@@ -40,11 +41,10 @@ def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
         source = _spread(held_out, data.source_sequences)
     else:
         source = rendered("source-test", data.source_sequences)
-    usable = tuple(sequence for sequence in train if sequence.shortest_gap <= data.max_gap)
+    reasons = {sequence.name: unusable(sequence, data.pairs, data.max_gap) for sequence in train}
+    usable = tuple(sequence for sequence in train if reasons[sequence.name] is None)
     if data.benchmark and not usable:
-        raise DataError(
-            f"{data.root}: none of {len(train)} sequences has two visible frames at most data.max_gap = {data.max_gap} apart; raise it"
-        )
+        raise DataError(f"{data.root}: no pair can be drawn from any of {len(train)} sequences; the first: {next(iter(reasons.values()))}")
     return Domain(train=usable, val=val, source=source)
 
 

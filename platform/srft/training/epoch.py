@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from srft.config import TrainConfig
-from srft.data.pairs import Batch, PairSampler
+from srft.data.loader import PairLoader
 from srft.data.sequence import Domain, Sequence
 from srft.evaluation.metrics import measure
 from srft.evaluation.online import track_sequences
@@ -62,7 +62,7 @@ class Training:
     energies: LocalEnergies | None
     """Where workers see their own gradients."""
     mean: RunningMean | None
-    sampler: PairSampler
+    loader: PairLoader
     exchange: StatisticsExchange
     checkpoints: Checkpointer
     regularized: bool
@@ -155,8 +155,7 @@ class Training:
                 self.merged = due
                 optimizer.set_statistics(due)
             asked = time.perf_counter()
-            batch = self.sampler.batch(epoch, i, optim.batch_size, worker.rank, worker.world_size)
-            batch = Batch(*(part.to(worker.device) for part in batch))
+            batch = self.loader.batch(epoch, i)
             waited += time.perf_counter() - asked
             submits = self.regularized and (self.step + 1) % config.srft.refresh == 0
             if self.energies:

@@ -10,6 +10,7 @@ from torch import nn
 
 from srft.config import BaselineConfig, ConfigError, TrainConfig, from_flat
 from srft.data.domain import load_domain
+from srft.data.loader import PairLoader
 from srft.data.pairs import PairSampler
 from srft.data.sequence import Domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
@@ -201,13 +202,15 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
         update=Updater(model, optimizer, config.optim),
         energies=energies if regularized and energies.attach(model) else None,
         mean=RunningMean(trained, config.optim.ema) if config.optim.ema else None,
-        sampler=PairSampler(
-            sequences=domain.train,
-            arch=network.arch,
-            seed=config.seed,
-            max_gap=config.data.max_gap,
-            center_jitter=config.data.center_jitter,
-            scale_jitter=config.data.scale_jitter,
+        loader=PairLoader(
+            PairSampler.of(domain.train, network.arch, config.data, seed=config.seed),
+            epochs=config.optim.epochs,
+            steps=config.optim.steps_per_epoch,
+            batch_size=config.optim.batch_size,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            workers=config.data.loader_workers,
+            device=worker.device,
         ),
         exchange=worker.statistics or LocalExchange(config.srft.refresh),
         checkpoints=checkpoints,
