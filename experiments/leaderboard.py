@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from srft.config import TrainConfig, to_flat
-from srft.search.study import TrialResult
+from srft.search.record import TrialResult
 
 if TYPE_CHECKING:
     from srft.evaluation.runner import Evaluation

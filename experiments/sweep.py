@@ -16,8 +16,9 @@ import tyro
 from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
 from srft.files import write_json, write_text
+from srft.search.record import TrialResult, best, claim, known_trials
 from srft.search.space import srft_space
-from srft.search.study import Study, TrialResult, best, claim
+from srft.search.study import Study
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def main(sweep: Sweep, modality: Modality) -> None:
     out = (sweep.out or (Path.home() / "srft" / script if in_job else Path("outputs") / script)).resolve()
     check_resources(study.base, 1)
     claim(study, out, resume=sweep.resume)
-    trials = study.trials()
-    say(f"study {study.name} ({study.digest()}): {len(trials)} trials of {study.base.optim.epochs} epochs in {out}")
+    trials = known_trials(study, out)
+    say(f"study {study.name} ({study.digest()}): {study.size} trials of {study.base.optim.epochs} epochs in {out}")
 
     from srft.run_logging import open_study
 
@@ -117,7 +118,7 @@ def main(sweep: Sweep, modality: Modality) -> None:
         from srft.search.tuning import run_study
         from srft.training.step import run
 
-        with Board(len(trials)) as board:
+        with Board(study.size) as board:
             found = run_study(
                 study, functools.partial(run, cache=out / "cache"), directory=out, trial_log=study_log, on_progress=board.show
             )

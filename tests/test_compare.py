@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from srft.cli import main
 from srft.config import ConfigError, TrainConfig
 from srft.search.compare import importance, pareto_front, plasticity_and_stability, varied
+from srft.search.record import TrialResult, claim, read_study, record_end, trial_directory
 from srft.search.space import srft_space
-from srft.search.study import Study, Trial, TrialResult, claim, read_study, record_end, trial_directory
+from srft.search.study import Study, Trial
 from srft.training import checkpoint
 from srft.training.checkpoint import Progress
 
@@ -78,8 +79,9 @@ def study(tmp_path):
 
 
 def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
-    name, metric, found = read_study(study)
-    assert (name, metric, len(found)) == ("s", "val/success_auc", 10)
+    record = read_study(study)
+    found = record.results
+    assert (record.name, record.metric, record.size) == ("s", "val/success_auc", 10)
     assert [r.state for r in found] == ["finished"] * 9 + ["pending"]
     arguments = ["srft", "study", str(study), "--plots", str(study / "plots"), "--json", str(study / "s.json")]
     monkeypatch.setattr("sys.argv", arguments)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from srft.config import ConfigError, from_flat
+from srft.search.record import claim
 from srft.search.space import Space
-from srft.search.study import Study, claim
+from srft.search.study import Study
 from srft.search.tuning import Progress, run_study
 from srft.training import cluster, distributed, home
 from tests.toy_training import toy_entry
@@ -40,7 +41,7 @@ def test_one_worker_trains_here_and_resumes(tmp_path: Path) -> None:
 
 
 def test_resources_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_cpus", lambda: 4.0)
+    monkeypatch.setattr(cluster, "_available", lambda kind: 4.0 if kind == "CPU" else 0.0)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     monkeypatch.setattr(cluster, "_connected", lambda: False)
     cluster.check_resources(from_flat({"workers": 8}, CONFIG), 1)  # nobody knows before there is a connection

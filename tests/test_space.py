@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srft.config import ConfigError, TrainConfig, from_flat
-from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, srft_space
+from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, srft_space, wide_space
 
 BASE = TrainConfig()
 
@@ -57,12 +57,20 @@ def test_bad_space_is_refused(key: str, dimension: object, part: str) -> None:
     assert part in str(caught.value)
 
 
-def test_same_space_for_ray_tune() -> None:
-    space = Space(
-        {"srft.rank": Choice((4, 8)), "srft.kappa": LogUniform(0.5, 2.0), "data.max_gap": Integer(1, 3), "optim.warmup": Uniform(0, 0.1)}
-    )
-    domains = space.param_space()
-    drawn = [{key: domain.sample() for key, domain in domains.items()} for _ in range(50)]
-    assert {point["srft.rank"] for point in drawn} == {4, 8}
-    assert {point["data.max_gap"] for point in drawn} == {1, 2, 3}
-    assert all(0.5 <= point["srft.kappa"] <= 2.0 and 0 <= point["optim.warmup"] <= 0.1 for point in drawn)
+def test_places_of_the_unit_interval() -> None:
+    dimensions = (Choice(("a", "b", "c")), Integer(2, 4), Uniform(-1.0, 3.0), LogUniform(0.01, 100.0))
+    ends = [(dimension.at(0.0), dimension.at(1 - 1e-12)) for dimension in dimensions]
+    assert ends == [("a", "c"), (2, 4), (-1.0, pytest.approx(3.0)), (0.01, 100.0)]
+    assert LogUniform(0.01, 100.0).at(0.5) == 1.0
+    counts = [[dimension.at(i / 300) for i in range(300)].count(value) for dimension, value in zip(dimensions[:2], ("b", 3), strict=True)]
+    assert counts == [100, 100]
+    assert [list(dimension.levels(3)) for dimension in dimensions] == [["a", "b", "c"], [2, 3, 4], [-1.0, 1.0, 3.0], [0.01, 1.0, 100.0]]
+    assert list(Integer(1, 2).levels(5)) == [1, 2]
+
+
+def test_the_wide_space_is_valid() -> None:
+    space = wide_space()
+    space.validate(BASE)
+    assert {"paradigm", "srft.damping_range", *srft_space().dimensions} < space.dimensions.keys()
+    rng = np.random.default_rng(0)
+    assert {from_flat(space.sample(rng), BASE).paradigm for _ in range(40)} == {"srft", "srft-lora", "srft-adapter", "srft-prompt"}

@@ -12,7 +12,7 @@ import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
 from srft.config import from_flat, to_flat
-from srft.search.study import TrialResult, claim
+from srft.search.record import TrialResult, claim
 from sweep import Sweep, make_study, test_metrics, test_sets
 from tests.conftest import RayCluster
 

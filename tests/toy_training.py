@@ -28,7 +28,7 @@ def toy_entry(
     on_epoch: Any,
     resume: bool,
     pause: float = 0.0,
-    raise_at: tuple[str, int] | None = None,
+    raise_at: tuple[str | tuple[str, ...], int] | None = None,
     kill_at: tuple[int, int] | None = None,
     hang_at: tuple[int, int] | None = None,
     diverge_at: int | None = None,
@@ -37,7 +37,7 @@ def toy_entry(
 
     Args:
         pause: seconds per epoch.
-        raise_at: (end of run name, epoch) that fails, once per directory.
+        raise_at: (end of run name, or several, and epoch) that fails, once per directory.
         kill_at: (rank, epoch) that dies by SIGKILL after the step and before the checkpoint, once per directory.
         hang_at: (rank, epoch) that stops answering, once per directory.
         diverge_at: epoch in which every worker's loss is not finite.
@@ -85,6 +85,7 @@ def toy_entry(
             step=(epoch + 1) * config.optim.steps_per_epoch,
             metrics={
                 "val/success_auc": score(config, epoch),
+                "source/success_auc": config.srft.kappa / 10,
                 "weight": float(module.weight.detach().double().sum()),
                 "pid": float(os.getpid()),
                 "refreshed": float(refreshed),

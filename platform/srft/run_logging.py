@@ -164,7 +164,7 @@ class StudyLog:
             out: output directory.
             digest: of the study.
         """
-        self.client, self.experiment_id, self.run_id, self.trials, self.digest = client, experiment_id, run_id, trials, digest
+        self.client, self.experiment_id, self.run_id, self.trials, self.digest = client, experiment_id, run_id, dict(trials), digest
         self._spool = out / _UNSENT
         self._runs: dict[int, str] = {}
         self._newest: dict[int, int] = {}
@@ -184,12 +184,15 @@ class StudyLog:
         self._thread = threading.Thread(target=self._write, name="run-logging", daemon=True)
         self._thread.start()
 
-    def start_trial(self, index: int) -> None:
+    def start_trial(self, index: int, config: TrainConfig | None = None) -> None:
         """A trial starts, or starts again.
 
         Args:
             index: of the trial.
+            config: of a trial that was not known when the log was opened.
         """
+        if config is not None:
+            self.trials.setdefault(index, config)
         self._attempts[index] = self._attempts.get(index, 0) + 1
         self._open.add(index)
         self._put({"do": "start", "trial": index, "attempt": self._attempts[index]})

@@ -40,9 +40,10 @@ def run(command: Study) -> None:
 
     from srft.files import write_json
     from srft.search.compare import FEWEST, STABILITY, importance, pareto_front, plasticity_and_stability, varied
-    from srft.search.study import read_study
+    from srft.search.record import read_study
 
-    name, metric, found = read_study(command.study)
+    record = read_study(command.study)
+    name, metric, found = record.name, record.metric, record.results
     points = {r.trial.index: plasticity_and_stability(r, metric) for r in found}
     front = dict(zip(points, pareto_front(np.array(list(points.values()))), strict=True))
     ranked = sorted(found, key=lambda r: math.inf if math.isnan(r.score) else -r.score)
@@ -50,7 +51,7 @@ def run(command: Study) -> None:
     importances = importance(found, metric)
 
     ended = sum(r.state in ("finished", "stopped", "failed") for r in found)
-    print(f"study {name}: {ended} of {len(found)} trials ended; * is on the Pareto front of {metric} and {STABILITY}\n")
+    print(f"study {name}: {ended} of {record.size} trials ended; * is on the Pareto front of {metric} and {STABILITY}\n")
     percent = lambda value: "    -" if math.isnan(value) else f"{100 * value:5.1f}"
     print(f"{'trial':>5}   learned  kept  epochs  state     curve{'':10} settings")
     for r in ranked[: command.top]:

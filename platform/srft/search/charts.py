@@ -12,7 +12,7 @@ import numpy as np
 
 from srft.files import write_bytes
 from srft.search.compare import STABILITY, Importance, pareto_front, plasticity_and_stability, varied
-from srft.search.study import TrialResult
+from srft.search.record import TrialResult
 
 __all__ = ["draw"]
 

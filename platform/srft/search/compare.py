@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from srft.search.study import TrialResult
+from srft.search.record import TrialResult
 
 __all__ = ["FEWEST", "STABILITY", "Importance", "importance", "pareto_front", "plasticity_and_stability", "varied"]
 

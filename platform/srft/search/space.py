@@ -14,7 +14,10 @@ from srft.config import ConfigError, TrainConfig, from_flat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Choice", "Dimension", "Integer", "LogUniform", "Space", "Uniform", "srft_space"]
+__all__ = ["Choice", "Dimension", "Integer", "LogUniform", "Point", "Space", "Uniform", "srft_space", "wide_space"]
+
+Point = dict[str, Any]
+"""Value by dotted key."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,28 @@ class Choice:
 
         Returns:
             All values.
+        """
+        return self.values
+
+    def at(self, position: float) -> Any:
+        """The value at a place of the unit interval.
+
+        Args:
+            position: in ``[0, 1)``.
+
+        Returns:
+            Members of ``values`` in turn, each on an equal share of the interval.
+        """
+        return self.values[int(position * len(self.values))]
+
+    def levels(self, count: int) -> Sequence[Any]:
+        """Values for a grid.
+
+        Args:
+            count: not used: all values are.
+
+        Returns:
+            ``values``.
         """
         return self.values
 
@@ -69,6 +94,28 @@ class Uniform:
         """
         return self.low, self.high
 
+    def at(self, position: float) -> float:
+        """The value at a place of the unit interval.
+
+        Args:
+            position: in ``[0, 1]``.
+
+        Returns:
+            A number in ``[low, high]``.
+        """
+        return self.low + position * (self.high - self.low)
+
+    def levels(self, count: int) -> Sequence[Any]:
+        """Values for a grid.
+
+        Args:
+            count: how many.
+
+        Returns:
+            Evenly spaced from bound to bound.
+        """
+        return [self.at(i / max(1, count - 1)) for i in range(count)]
+
 
 @dataclass(frozen=True)
 class LogUniform:
@@ -86,8 +133,7 @@ class LogUniform:
         Returns:
             A number in ``[low, high]``.
         """
-        value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-        return min(max(float(f"{value:.3g}"), self.low), self.high)
+        return self.rounded(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
     def extremes(self) -> Sequence[Any]:
         """Values whose validity implies that of all others.
@@ -96,6 +142,39 @@ class LogUniform:
             Both bounds.
         """
         return self.low, self.high
+
+    def at(self, position: float) -> float:
+        """The value at a place of the unit interval, rounded as :meth:`sample` does.
+
+        Args:
+            position: in ``[0, 1]``.
+
+        Returns:
+            A number in ``[low, high]``.
+        """
+        return self.rounded(self.low * (self.high / self.low) ** position)
+
+    def rounded(self, value: float) -> float:
+        """Three significant digits, inside the bounds.
+
+        Args:
+            value: a number.
+
+        Returns:
+            The nearest such number.
+        """
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
+
+    def levels(self, count: int) -> Sequence[Any]:
+        """Values for a grid.
+
+        Args:
+            count: how many.
+
+        Returns:
+            From bound to bound, each the same multiple of the one before.
+        """
+        return [self.at(i / max(1, count - 1)) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -123,6 +202,28 @@ class Integer:
             Both bounds.
         """
         return self.low, self.high
+
+    def at(self, position: float) -> int:
+        """The value at a place of the unit interval.
+
+        Args:
+            position: in ``[0, 1)``.
+
+        Returns:
+            Whole numbers in turn, each on an equal share of the interval.
+        """
+        return self.low + int(position * (self.high - self.low + 1))
+
+    def levels(self, count: int) -> Sequence[Any]:
+        """Values for a grid.
+
+        Args:
+            count: at most so many.
+
+        Returns:
+            Evenly spaced from bound to bound.
+        """
+        return sorted({round(self.low + i * (self.high - self.low) / max(1, count - 1)) for i in range(count)})
 
 
 Dimension = Choice | Uniform | LogUniform | Integer
@@ -158,7 +259,7 @@ class Space:
             for value in dimension.extremes():
                 from_flat({key: value}, base, source=source)
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, rng: np.random.Generator) -> Point:
         """One point.
 
         Args:
@@ -168,27 +269,6 @@ class Space:
             Value by dotted key, in the order of the dimensions.
         """
         return {key: dimension.sample(rng) for key, dimension in self.dimensions.items()}
-
-    def param_space(self) -> dict[str, Any]:
-        """The same space for a Ray Tune search algorithm.
-
-        Returns:
-            Ray Tune domain by dotted key.
-        """
-        from ray import tune
-
-        def domain(dimension: Dimension) -> Any:
-            match dimension:
-                case Choice(values):
-                    return tune.choice(list(values))
-                case Uniform(low, high):
-                    return tune.uniform(low, high)
-                case LogUniform(low, high):
-                    return tune.loguniform(low, high)
-                case Integer(low, high):
-                    return tune.randint(low, high + 1)
-
-        return {key: domain(dimension) for key, dimension in self.dimensions.items()}
 
 
 def srft_space() -> Space:
@@ -205,5 +285,22 @@ def srft_space() -> Space:
             "srft.prior_strength": LogUniform(1.0, 10_000.0),
             "srft.damping_strength": Uniform(0.0, 1.0),
             "optim.lr": LogUniform(1e-4, 1e-3),
+        }
+    )
+
+
+def wide_space() -> Space:
+    """Everything about the method that a larger study may ask about.
+
+    Returns:
+        :func:`srft_space`, and the damping's range, the term's form, the paradigm and the weight decay.
+    """
+    return Space(
+        {
+            **srft_space().dimensions,
+            "srft.damping_range": Choice(((0.25, 0.65), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0))),
+            "srft.mode": Choice(("penalty", "proximal", "projection")),
+            "paradigm": Choice(("srft", "srft-lora", "srft-adapter", "srft-prompt")),
+            "optim.weight_decay": LogUniform(1e-5, 1e-2),
         }
     )

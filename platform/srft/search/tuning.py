@@ -1,71 +1,44 @@
 """Runs a study's trials with Ray Tune.
 
-Ray Tune decides who runs next and who is stopped; it holds nothing that a resumed study needs. Trials of one worker train in
-processes that are used again for the next trial; trials of several workers are Ray Train runs.
+``queue`` decides who runs next and Ray Tune runs it and stops it; neither holds anything that a resumed study needs. Trials of one worker
+train in processes that are used again for the next trial; trials of several workers are Ray Train runs.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError
-from srft.search.study import Study, Trial, TrialResult, TrialState, claim, forget_end, record_end, results, trial_directory
+from srft.search.queue import Queue
+from srft.search.record import TrialResult, claim, read_study, results, trial_directory
+from srft.search.study import Study
+from srft.search.watch import Progress, TrialLog, Watch
 from srft.training import checkpoint
-from srft.training.cluster import capacity, check_resources, cluster
+from srft.training.cluster import capacity, check_resources, cluster, gpus
 from srft.training.distributed import Entry, train
 
 if TYPE_CHECKING:
-    from srft.training.step import EpochReport
+    from srft.training.epoch import EpochReport
 
-__all__ = ["Progress", "TrialLog", "run_study"]
+__all__ = ["Progress", "StudyFailed", "TrialLog", "run_study"]
+
+log = logging.getLogger(__name__)
 
 _DRIVER_MEMORY = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One thing that happened in a study, and where the study stands."""
-
-    trial: Trial
-    state: TrialState
-    epoch: int
-    """Epochs this trial has finished."""
-    metrics: dict[str, float]
-    ended: int
-    """Trials that have ended."""
-    total: int
-    elapsed: float
-    """Seconds since the study was started or resumed."""
-    eta: float
-    """Seconds until the end if no more trial is stopped early; not-a-number before the second epoch."""
-
-
-class TrialLog(Protocol):
-    """Where a study writes what happens; ``srft.run_logging.StudyLog`` is one."""
-
-    def start_trial(self, index: int) -> None:
-        """A trial starts, or starts again."""
-        ...
-
-    def log_epoch(self, index: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """A trial finished an epoch (from 0); one that was logged before is ignored."""
-        ...
-
-    def end_trial(self, index: int, state: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str]) -> None:
-        """A trial ended."""
-        ...
+class StudyFailed(ValueError):
+    """One trial after the other failed; the message says why the last one did."""
 
 
 def run_study(
@@ -78,7 +51,6 @@ def run_study(
 ) -> list[TrialResult]:
     """Run a study's unfinished trials; trials that ended before are not repeated, those that were interrupted go on.
 
-    Trials of one worker train in processes that are used again for the next trial; trials of several workers are Ray Train runs.
     A failed trial does not end the study.
 
     Args:
@@ -89,104 +61,33 @@ def run_study(
         on_progress: called for every epoch and end of a trial.
 
     Returns:
-        What each trial has come to, by index.
+        What each trial has come to, by index; trials that a budget ended are still ``running`` and go on with the next session.
 
-    A directory of another study or a cluster with too few CPUs is a ConfigError. SIGINT and SIGTERM are a KeyboardInterrupt, after
+    Raises:
+        StudyFailed: as many trials failed one after the other as the study allows.
+
+    A directory of another study or a cluster with too few processors is a ConfigError. SIGINT and SIGTERM are a KeyboardInterrupt, after
     which the study can be resumed.
     """
     directory = directory.resolve()
     claim(study, directory, resume=True)
-    done = results(study, directory)
-    watch = _Watch(study, directory, trial_log, on_progress, done)
-    if watch.unfinished:
+    record = read_study(directory)
+    watch = Watch(study, directory, trial_log, on_progress, list(record.results))
+    queue = Queue(study, directory, watch, record.generation)
+    if queue:
         with cluster(dashboard=study.base.workers > 1), _interruptible():
-            concurrent = study.max_concurrent or min(len(watch.unfinished), max(1, capacity(study.base.workers, study.cpus_per_worker)))
-            check_resources(study.base, concurrent, cpus_per_worker=study.cpus_per_worker)
-            _tune(study, entry, directory, watch, done, concurrent)
+            sizes = study.base.workers, study.cpus_per_worker, study.gpus_per_worker
+            concurrent = study.max_concurrent or min(study.size - len(watch.over), max(1, capacity(*sizes)))
+            check_resources(study.base, concurrent, cpus_per_worker=study.cpus_per_worker, gpus_per_worker=study.gpus_per_worker)
+            _tune(study, entry, directory, watch, queue, list(record.results), concurrent)
+    if watch.failed_in_a_row and study.max_failed and watch.failed_in_a_row >= study.max_failed:
+        raise StudyFailed(f"study {study.name} ended: {queue.closed}; put that right and resume the study")
+    if queue.closed:
+        log.warning("study %s ended: %s; resume it with a larger budget to go on", study.name, queue.closed)
     return results(study, directory)
 
 
-class _Watch:
-    """Follows the trials in the process that started the study: log, progress and the record of each end."""
-
-    def __init__(
-        self,
-        study: Study,
-        directory: Path,
-        trial_log: TrialLog | None,
-        on_progress: Callable[[Progress], None] | None,
-        done: list[TrialResult],
-    ) -> None:
-        self.study, self.directory, self.log, self.on_progress = study, directory, trial_log, on_progress
-        self.trials = {result.trial.index: result.trial for result in done}
-        self.unfinished = [result.trial.index for result in done if result.state not in ("finished", "stopped")]
-        self.epochs = {result.trial.index: len(result.history) for result in done}
-        self.over = {result.trial.index for result in done} - set(self.unfinished)
-        self.metrics: dict[int, dict[str, float]] = {result.trial.index: result.metrics for result in done}
-        self.started: dict[int, float] = {}
-        self.began = time.monotonic()
-        self.epochs_here = 0
-        self.first_epoch = math.nan
-        if trial_log:
-            for result in done:  # The process may have died between the end of a trial and the log's taking note of it.
-                if result.state in ("finished", "stopped"):
-                    for record in result.history:
-                        trial_log.log_epoch(result.trial.index, record["epoch"], record["metrics"])
-                    trial_log.end_trial(result.trial.index, "FINISHED", {"srft.end": result.state})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its callbacks for a restore that studies do without, and a log is a live connection.
-        return type(None), ()
-
-    def start(self, index: int) -> None:
-        self.started.setdefault(index, time.monotonic())
-        if self.log:
-            self.log.start_trial(index)
-
-    def epoch(self, index: int, epoch: int, metrics: dict[str, float], *, replayed: bool) -> None:
-        self.epochs[index], self.metrics[index] = epoch + 1, metrics
-        if self.log:
-            self.log.log_epoch(index, epoch, metrics)
-        if not replayed:
-            self.epochs_here += 1
-            if self.epochs_here == 1:
-                self.first_epoch = time.monotonic()
-            self._tell(index, "running")
-
-    def end(self, index: int, error: str | None) -> None:
-        state: TrialState
-        if error is not None:
-            state = "failed"
-        else:
-            state = "finished" if self.epochs[index] >= self.trials[index].config.optim.epochs else "stopped"
-        home = trial_directory(self.directory, self.trials[index])
-        record_end(home, state, seconds=time.monotonic() - self.started[index], error=error or "")
-        self.over.add(index)
-        if self.log:
-            tags = {"srft.end": state, **({"srft.error": error} if error else {})}
-            self.log.end_trial(index, "FAILED" if state == "failed" else "FINISHED", tags)
-        self._tell(index, state)
-
-    def _tell(self, index: int, state: TrialState) -> None:
-        if not self.on_progress:
-            return
-        elapsed = time.monotonic() - self.began
-        left = sum(max(0, self.trials[i].config.optim.epochs - self.epochs[i]) for i in self.unfinished if i not in self.over)
-        self.on_progress(
-            Progress(
-                trial=self.trials[index],
-                state=state,
-                epoch=self.epochs[index],
-                metrics=self.metrics[index],
-                ended=len(self.over),
-                total=len(self.trials),
-                elapsed=elapsed,
-                eta=(time.monotonic() - self.first_epoch) / (self.epochs_here - 1) * left if self.epochs_here > 1 else math.nan,
-            )
-        )
-
-
-def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list[TrialResult], concurrent: int) -> None:
+def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queue, done: list[TrialResult], concurrent: int) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ours ends the study at once; nothing of Tune's has to be saved.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other one prints tables whatever the verbosity.
@@ -195,17 +96,53 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
     logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+    from ray.tune.search import Searcher
 
     epochs, trials = study.base.optim.epochs, watch.trials
+    reserved: list[None] = []
+    halving = study.early_stopping and not study.second and study.search != "pbt"
 
     def index_of(trial: Any) -> int:
         return trial.config["index"]
 
+    class Search(Searcher):
+        """Asks the queue."""
+
+        def suggest(self, trial_id: str) -> Any:
+            turn = queue.next()
+            if turn is None:
+                return Searcher.FINISHED if queue.done else None
+            return {"index": turn.trial.index, "until": turn.until, "trial": turn.trial}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            pass
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return type(None), ()
+
     class Scheduler(ASHAScheduler):
-        """Successive halving among the drawn trials."""
+        """Successive halving among the drawn trials, and budgets."""
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            # By its number, not by chance, so that a resumed study has the same brackets.
+            self._trial_info[trial.trial_id] = self._brackets[index_of(trial) % len(self._brackets)]
+            if tune_controller is not None and not reserved:  # Tune keeps one idle process only, but several trials may end at once.
+                reserved.append(tune_controller._actor_cache.increase_max(trial.placement_group_factory, concurrent))
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            if trials[index_of(trial)].fixed or result["finished_epochs"] >= trials[index_of(trial)].config.optim.epochs:
+            index = index_of(trial)
+            if result["finished_epochs"] >= trials[index].config.optim.epochs:
+                return TrialScheduler.CONTINUE
+            if not result["replayed"] and queue.spent():
+                watch.cut.add(index)
+                return TrialScheduler.STOP
+            if not halving or trials[index].fixed:
                 return TrialScheduler.CONTINUE
             return super().on_trial_result(tune_controller, trial, result)
 
@@ -222,11 +159,12 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
             watch.epoch(index_of(trial), result["finished_epochs"] - 1, result["metrics"], replayed=result["replayed"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.end(index_of(trial), None)
+            queue.back(index := index_of(trial))
+            watch.end(index, None, paused=queue.pauses(index))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            lines = str(trial.get_error() or "unknown error").strip().splitlines()
-            watch.end(index_of(trial), lines[-1] if lines else "unknown error")
+            queue.back(index_of(trial))
+            watch.end(index_of(trial), _last_line(trial))
 
     scheduler = Scheduler(
         time_attr="finished_epochs",
@@ -235,6 +173,7 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
         max_t=max(epochs, study.grace_epochs),
         grace_period=study.grace_epochs,
         reduction_factor=study.reduction,
+        brackets=study.brackets,
         stop_last_trials=False,
     )
     nobody: Any = None
@@ -245,18 +184,17 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
             for record in result.history:
                 scheduler.on_trial_result(nobody, stand_in, _tune_result(study, record, replayed=True))
 
-    for index in watch.unfinished:
-        forget_end(trial_directory(directory, trials[index]))
     resources: Any
     if study.base.workers == 1:
-        resources = {"cpu": float(study.cpus_per_worker), **({"gpu": 1.0} if _has_gpu() else {})}
+        resources = {"cpu": float(study.cpus_per_worker), **({"gpu": study.gpus_per_worker} if gpus() >= study.gpus_per_worker else {})}
     else:  # Only waits for its workers: a CPU would be taken from them. Tune wants a resource; every node has memory.
         resources = tune.PlacementGroupFactory([{"memory": _DRIVER_MEMORY}])
     storage = directory / "tune"
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(study, entry, directory, trials), resources),
-        param_space={"index": tune.grid_search(list(watch.unfinished))},
+        tune.with_resources(_trainable(study, entry, directory), resources),
         tune_config=tune.TuneConfig(
+            search_alg=Search(),
+            num_samples=-1,
             scheduler=scheduler,
             max_concurrent_trials=concurrent,
             # Importing torch once per process, not once per trial. Not with workers: ending the process is what ends them.
@@ -276,11 +214,22 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: _Watch, done: list
     shutil.rmtree(storage, ignore_errors=True)
 
 
-def _trainable(study: Study, entry: Entry, directory: Path, trials: dict[int, Trial]) -> Callable[[dict[str, Any]], None]:
+def _last_line(trial: Any) -> str:
+    # Tune's own accessor looks where the file is copied at the end of the study.
+    path = Path(trial.error_file or "")
+    lines = path.read_text().strip().splitlines() if path.is_file() else []
+    return lines[-1] if lines else "unknown error"
+
+
+class _Pause(Exception):
+    """A trial's turn is over before its training is."""
+
+
+def _trainable(study: Study, entry: Entry, directory: Path) -> Callable[[dict[str, Any]], None]:
     def trainable(sample: dict[str, Any]) -> None:
         from ray import tune
 
-        trial = trials[sample["index"]]
+        trial, until = sample["trial"], sample["until"]
         home = trial_directory(directory, trial)
         known = checkpoint.history(home) if home.exists() else []
         for record in known:
@@ -289,9 +238,12 @@ def _trainable(study: Study, entry: Entry, directory: Path, trials: dict[int, Tr
         def on_epoch(report: EpochReport) -> None:
             record = {"epoch": report.epoch, "step": report.step, "metrics": dict(report.metrics)}
             tune.report(_tune_result(study, record, replayed=False))
+            if until <= report.epoch + 1 < trial.config.optim.epochs:
+                raise _Pause
 
-        if len(known) < trial.config.optim.epochs:
-            train(trial.config, entry, directory=home, on_epoch=on_epoch, resume=True, cpus_per_worker=study.cpus_per_worker)
+        if len(known) < until:
+            with suppress(_Pause):
+                train(trial.config, entry, directory=home, on_epoch=on_epoch, resume=True, cpus_per_worker=study.cpus_per_worker)
 
     return trainable
 
@@ -305,12 +257,6 @@ def _tune_result(study: Study, record: dict[str, Any], *, replayed: bool) -> dic
         "metrics": record["metrics"],
         "replayed": replayed,
     }
-
-
-def _has_gpu() -> bool:
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) >= 1
 
 
 @contextmanager

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint", "CheckpointError", "Meta", "Progress", "aside_of", "begin", "best", "commit", "discard",
-    "history", "latest", "load", "read_meta",
+    "history", "latest", "load", "read_meta", "recorded",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def commit(
     import torch
     from safetensors.torch import save_file
 
-    epochs = [entry for entry in _recorded(directory) if entry["epoch"] < progress.epoch]
+    epochs = [entry for entry in recorded(directory) if entry["epoch"] < progress.epoch]
     this: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
     if progress.metrics is not None:
         this["metrics"] = {key: float(value) for key, value in progress.metrics.items()}
@@ -290,6 +290,23 @@ def history(directory: Path) -> list[dict[str, Any]]:
     return list(read_meta(newest).history) if newest else []
 
 
+def recorded(directory: Path) -> list[dict[str, Any]]:
+    """What :func:`history` gives, by the newest readable description, without reading whole checkpoints to check them.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        ``{"epoch", "step", "metrics"}`` per epoch, oldest first; empty without a checkpoint.
+    """
+    for path in reversed(_candidates(directory)):
+        try:
+            return list(read_meta(path).history)
+        except CheckpointError:
+            continue
+    return []
+
+
 def _candidates(directory: Path) -> list[Path]:
     # By progress: a checkpoint inside an epoch comes before the one at its end.
     def order(path: Path) -> tuple[int, float]:
@@ -297,15 +314,6 @@ def _candidates(directory: Path) -> list[Path]:
         return int(epoch), float(step[1]) if step else math.inf
 
     return sorted((p for p in directory.glob("epoch_*") if p.is_dir() and _NAME.fullmatch(p.name)), key=order)
-
-
-def _recorded(directory: Path) -> list[dict[str, Any]]:
-    for path in reversed(_candidates(directory)):
-        try:
-            return list(read_meta(path).history)
-        except CheckpointError:
-            continue
-    return []
 
 
 def _score(path: Path, metric: str) -> float:

@@ -12,23 +12,26 @@ from typing import Any
 
 from srft.config import ConfigError, TrainConfig
 
-__all__ = ["capacity", "check_resources", "cluster"]
+__all__ = ["capacity", "check_resources", "cluster", "gpus"]
 
 
-def capacity(workers: int, cpus_per_worker: int = 1) -> int:
+def capacity(workers: int, cpus_per_worker: int = 1, gpus_per_worker: float = 1.0) -> int:
     """How many trainings of this size fit at once into the cluster, counting the nodes its autoscaler may add.
 
     Args:
         workers: processes per training.
         cpus_per_worker: cores per process.
+        gpus_per_worker: GPUs per process, in a cluster that has enough for one training; in others none is used.
 
     Returns:
         Number of trainings, 0 if not even one fits.
     """
-    return int(_cpus() // (workers * cpus_per_worker))
+    fits = int(_available("CPU") // (workers * cpus_per_worker))
+    each = workers * gpus_per_worker
+    return min(fits, int(gpus() / each + 1e-6)) if gpus() >= each else fits
 
 
-def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: int = 1) -> None:
+def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: int = 1, gpus_per_worker: float = 1.0) -> None:
     """Refuse a start that would wait for processors for ever.
 
     Without a connection, what counts is the cluster that :func:`cluster` would start here; one that RAY_ADDRESS names is not asked before
@@ -38,35 +41,47 @@ def check_resources(config: TrainConfig, concurrency: int, *, cpus_per_worker: i
         config: the run, or one like the runs that are to train at once.
         concurrency: how many of them train at once.
         cpus_per_worker: cores per process.
+        gpus_per_worker: see :func:`capacity`.
 
     Raises:
-        ConfigError: the cluster has too few CPUs.
+        ConfigError: the cluster has too few CPUs or GPUs.
     """
     if os.environ.get("RAY_ADDRESS") and not _connected():
         return
-    needed = concurrency * config.workers * cpus_per_worker
-    found = _cpus()
-    if needed > found:
-        fits = capacity(config.workers, cpus_per_worker)
-        remedy = f"train at most {fits} at once" if fits else f"use at most {int(found // cpus_per_worker)} workers"
-        raise ConfigError(
-            f"the Ray cluster has {found:g} CPUs, but {concurrency} training(s) of {config.workers} worker(s) "
-            f"with {cpus_per_worker} CPU(s) each need {needed}; {remedy}, or add nodes (ray start --num-cpus)"
-        )
+    each = config.workers * gpus_per_worker
+    needs = [("CPU", concurrency * config.workers * cpus_per_worker, cpus_per_worker, _available("CPU"))]
+    needs += [("GPU", concurrency * each, gpus_per_worker, gpus())] if gpus() >= each else []
+    for kind, needed, per_worker, found in needs:
+        if needed > found + 1e-6:
+            fits = capacity(config.workers, cpus_per_worker, gpus_per_worker)
+            remedy = f"train at most {fits} at once" if fits else f"use at most {int(found // per_worker)} workers"
+            raise ConfigError(
+                f"the Ray cluster has {found:g} {kind}s, but {concurrency} training(s) of {config.workers} worker(s) "
+                f"with {per_worker:g} {kind}(s) each need {needed:g}; {remedy}, or add nodes (ray start --num-{kind.lower()}s)"
+            )
 
 
 def _connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _cpus() -> float:
+def gpus() -> float:
+    """GPUs of the cluster this process is connected to, counting the nodes its autoscaler may add.
+
+    Returns:
+        Their number; 0 without a connection.
+    """
+    return _available("GPU")
+
+
+def _available(kind: str) -> float:
     if not _connected():
-        return float(len(os.sched_getaffinity(0)))
+        return float(len(os.sched_getaffinity(0))) if kind == "CPU" else 0.0
     import ray
     from ray._private.state import state
 
     growth = state.get_max_resources_from_cluster_config() or {}  # None unless the cluster has an autoscaler.
-    return max(ray.cluster_resources().get("CPU", 0.0), float(growth.get("CPU", 0.0)))
+    return max(ray.cluster_resources().get(kind, 0.0), float(growth.get(kind, 0.0)))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.config import ConfigError, TrainConfig
 from srft.training import checkpoint, home, sparsity_actor
-from srft.training.cluster import check_resources
+from srft.training.cluster import check_resources, gpus
 
 if TYPE_CHECKING:
     from srft.training.step import EpochReport, Worker
@@ -138,7 +138,7 @@ def _train_with_ray(
     os.environ.update(environment)
     # Ray Train goes on silently with whatever a run of the same name and path left, so no two starts share a name.
     run_name = f"{config.name}-{config.digest()}-{time.time_ns():x}"
-    gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
+    gpu = gpus() >= config.workers  # Those that an autoscaler will add, too.
     actor = sparsity_actor.start(run_name)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # Lives as long as this process, whatever other nodes do.

@@ -1,0 +1,170 @@
+"""Which trial of a study trains next: drawn beforehand, proposed, or a population's; and when no more do."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from srft.search import draw
+from srft.search.population import exchanges, fork
+from srft.search.record import forget_end, record_trials, trial_directory
+from srft.search.study import Study, Trial
+from srft.search.watch import Watch
+from srft.training.cluster import gpus
+
+__all__ = ["Queue", "Turn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A trial that may train now."""
+
+    trial: Trial
+    until: int
+    """Epochs after which it pauses, or has ended."""
+
+
+class Queue:
+    """Hands out trials. What it decides is written to the study's directory first, so that a resumed study decides nothing twice."""
+
+    def __init__(self, study: Study, directory: Path, watch: Watch, generation: int) -> None:
+        """Start with what is unfinished.
+
+        Args:
+            study: the study.
+            directory: of the study.
+            watch: of its trials.
+            generation: of a population, so far.
+        """
+        self.study, self.directory, self.watch, self.generation = study, directory, watch, generation
+        self._out: set[int] = set()
+        waiting = [i for i in sorted(watch.trials) if i not in watch.over]
+        self._waiting = deque(i for i in waiting if watch.epochs(i) < self._until(i) or watch.epochs(i) == watch.total_epochs(i))
+        self.closed = ""
+        """Why no more trials are handed out before the study's end; empty while they are."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to train.
+
+        Returns:
+            False once every trial has ended.
+        """
+        return len(self.watch.over) < self.study.size
+
+    def next(self) -> Turn | None:
+        """The next trial.
+
+        Returns:
+            Its turn; None if there is none now: see :attr:`done`.
+        """
+        self._close()
+        if self.closed:
+            return None
+        if not self._waiting:
+            self._draw()
+        if not self._waiting:
+            return None
+        trial = self.watch.trials[self._waiting.popleft()]
+        self._out.add(trial.index)
+        forget_end(trial_directory(self.directory, trial))
+        return Turn(trial=trial, until=self._until(trial.index))
+
+    @property
+    def done(self) -> bool:
+        """Whether no trial is waiting, training, or still to be drawn."""
+        return not self._out and (bool(self.closed) or not (self._waiting or self._more()))
+
+    def back(self, index: int) -> None:
+        """A trial has ended or paused.
+
+        Args:
+            index: of the trial.
+        """
+        self._out.discard(index)
+
+    def pauses(self, index: int) -> bool:
+        """Whether a trial that stops now goes on later in this session.
+
+        Args:
+            index: of the trial.
+
+        Returns:
+            Whether it reached the end of its turn, not its own.
+        """
+        return self._until(index) <= self.watch.epochs(index) < self.watch.total_epochs(index)
+
+    def _until(self, index: int) -> int:
+        total = self.watch.total_epochs(index)
+        if self.study.search != "pbt" or self.watch.trials[index].fixed:
+            return total
+        return min(total, (self.generation + 1) * self.study.perturb_epochs)
+
+    def _more(self) -> bool:
+        if self.study.search == "tpe":
+            return len(self.watch.trials) < self.study.size
+        return self.study.search == "pbt" and any(self.watch.epochs(i) < self.watch.total_epochs(i) for i in self._alive())
+
+    def _draw(self) -> None:
+        if self.study.search == "tpe" and self._more():
+            index = len(self.watch.trials)
+            seen = [*self.study.known, *self.watch.observations()]
+            seed = int(np.random.default_rng((self.study.seed, index)).integers(2**31))
+            point = draw.propose(self.study.space, seen, seed=seed, objectives=2 if self.study.second else 1)
+            self._write([*self.watch.trials.values(), trial := self.study.trial(index, point)])
+            self.watch.adopt(trial, [])
+            self._waiting.append(index)
+        elif self.study.search == "pbt" and not self._out and self._more():
+            self._exchange()
+            self._waiting.extend(i for i in self._members() if i not in self.watch.failed)
+
+    def _members(self) -> list[int]:
+        return [index for index, trial in self.watch.trials.items() if not trial.fixed]
+
+    def _alive(self) -> list[int]:
+        return [index for index in self._members() if index not in self.watch.failed]
+
+    def _exchange(self) -> None:
+        # The worst go on from the best, with settings near theirs: the same however often it is repeated.
+        study, watch = self.study, self.watch
+        rng = np.random.default_rng((study.seed, self.generation))
+        last = {i: watch.metrics[i][-1].get(study.metric, math.nan) if i in self._alive() else -math.inf for i in self._members()}
+        trials, changed = dict(watch.trials), {}
+        for index, donor in exchanges(last, rng).items():
+            old, new = watch.trials[index], watch.trials[donor]
+            point = {**old.point, **draw.perturb(study.space, new.point, rng)}
+            trials[index] = changed[index] = study.trial(index, point, (*old.origins, (donor, watch.epochs(donor))))
+            fork(trial_directory(self.directory, new), trial_directory(self.directory, trials[index]), trials[index].config)
+        self.generation += 1
+        self._write(list(trials.values()))
+        for trial in changed.values():
+            watch.adopt(trial, watch.metrics[trial.origins[-1][0]])
+
+    def _write(self, trials: list[Trial]) -> None:
+        record_trials(self.study, self.directory, trials, generation=self.generation)
+
+    def _close(self) -> None:
+        study, watch = self.study, self.watch
+        if study.max_failed and watch.failed_in_a_row >= study.max_failed:
+            self.closed = f"the last {watch.failed_in_a_row} trials failed, one after the other: {watch.last_error}"
+        elif self.spent():
+            self.closed = self.spent()
+
+    def spent(self) -> str:
+        """Which budget is used up.
+
+        Returns:
+            In words; empty if none is.
+        """
+        study, watch = self.study, self.watch
+        if study.max_hours and watch.hours >= study.max_hours:
+            return f"its {study.max_hours:g} hours are used up"
+        if study.max_gpu_hours:
+            each = study.gpus_per_worker * study.base.workers
+            used = watch.trial_hours * each if gpus() >= each else 0.0
+            if used >= study.max_gpu_hours:
+                return f"its {study.max_gpu_hours:g} GPU-hours are used up"
+        return ""

@@ -1,0 +1,250 @@
+"""Follows the trials of a study in the process that started it: what they have come to, the log, progress, budgets."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from srft.files import write_json
+from srft.search.draw import Observation
+from srft.search.record import TrialResult, TrialState, record_end, trial_directory
+from srft.search.study import Study, Trial
+
+__all__ = ["Progress", "TrialLog", "Watch"]
+
+_SPENT = "spent.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One thing that happened in a study, and where the study stands."""
+
+    trial: Trial
+    state: TrialState
+    epoch: int
+    """Epochs this trial has finished."""
+    metrics: dict[str, float]
+    ended: int
+    """Trials that have ended."""
+    total: int
+    elapsed: float
+    """Seconds since the study was started or resumed."""
+    eta: float
+    """Seconds until the end if no more trial is stopped early; not-a-number before the second epoch."""
+
+
+class TrialLog(Protocol):
+    """Where a study writes what happens; ``srft.run_logging.StudyLog`` is one."""
+
+    def start_trial(self, index: int, config: Any) -> None:
+        """A trial starts, or starts again."""
+        ...
+
+    def log_epoch(self, index: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """A trial finished an epoch (from 0); one that was logged before is ignored."""
+        ...
+
+    def set_tags(self, tags: Mapping[str, str], *, index: int) -> None:
+        """Something to know about a trial."""
+        ...
+
+    def end_trial(self, index: int, state: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str]) -> None:
+        """A trial ended."""
+        ...
+
+
+class Watch:
+    """What the trials of one study have come to, now."""
+
+    def __init__(
+        self,
+        study: Study,
+        directory: Path,
+        trial_log: TrialLog | None,
+        on_progress: Callable[[Progress], None] | None,
+        done: list[TrialResult],
+    ) -> None:
+        """Take up what earlier sessions left.
+
+        Args:
+            study: the study.
+            directory: of the study.
+            trial_log: where starts, epochs and ends are written.
+            on_progress: called for every epoch and end of a trial.
+            done: results so far.
+        """
+        self.study, self.directory, self.log, self.on_progress = study, directory, trial_log, on_progress
+        self.trials = {result.trial.index: result.trial for result in done}
+        self.metrics: dict[int, list[dict[str, float]]] = {r.trial.index: [e["metrics"] for e in r.history] for r in done}
+        self.over = {result.trial.index for result in done if result.state in ("finished", "stopped")}
+        self.failed: set[int] = set()
+        self.cut: set[int] = set()
+        """Trials that a budget ended, to be resumed."""
+        self.failed_in_a_row = 0
+        self.last_error = ""
+        self.began = time.monotonic()
+        self._running: dict[int, float] = {}
+        self._epochs_here = 0
+        self._first_epoch = math.nan
+        self._spent = json.loads((directory / _SPENT).read_text()) if (directory / _SPENT).exists() else {"hours": 0.0, "trial_hours": 0.0}
+        self._ended_hours = 0.0
+        if trial_log:
+            for result in done:  # The process may have died between the end of a trial and the log's taking note of it.
+                if result.state in ("finished", "stopped"):
+                    for record in result.history:
+                        trial_log.log_epoch(result.trial.index, record["epoch"], record["metrics"])
+                    trial_log.end_trial(result.trial.index, "FINISHED", {"srft.end": result.state})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles what it is given for a restore that studies do without, and a log is a live connection.
+        return type(None), ()
+
+    def epochs(self, index: int) -> int:
+        """Epochs that a trial has finished.
+
+        Args:
+            index: of the trial.
+
+        Returns:
+            Their number.
+        """
+        return len(self.metrics.get(index, ()))
+
+    def total_epochs(self, index: int) -> int:
+        """Epochs of a whole trial.
+
+        Args:
+            index: of the trial.
+
+        Returns:
+            Their number.
+        """
+        return self.trials[index].config.optim.epochs
+
+    def adopt(self, trial: Trial, metrics: list[dict[str, float]]) -> None:
+        """A trial was drawn, or goes on as another one left off.
+
+        Args:
+            trial: the trial.
+            metrics: of the epochs it starts with.
+        """
+        self.trials[trial.index], self.metrics[trial.index] = trial, list(metrics)
+        self.failed.discard(trial.index)
+        if self.log and trial.origins:
+            donor, epochs = trial.origins[-1]
+            what = f"trial {donor} after epoch {epochs - 1}, with {json.dumps(trial.point)}"
+            self.log.set_tags({f"srft.origin.{len(trial.origins)}": what}, index=trial.index)
+
+    def start(self, index: int) -> None:
+        """A trial trains.
+
+        Args:
+            index: of the trial.
+        """
+        self._running.setdefault(index, time.monotonic())
+        if self.log:
+            self.log.start_trial(index, self.trials[index].config)
+
+    def epoch(self, index: int, epoch: int, metrics: dict[str, float], *, replayed: bool) -> None:
+        """A trial finished an epoch.
+
+        Args:
+            index: of the trial.
+            epoch: from 0.
+            metrics: by name.
+            replayed: it did so in an earlier session.
+        """
+        if self.study.search == "pbt":
+            numbers = {key: value for key, value in self.trials[index].point.items() if isinstance(value, int | float)}
+            metrics = {**metrics, **{f"settings/{key}": float(value) for key, value in numbers.items()}}
+        self.metrics[index] = [*self.metrics.get(index, [])[:epoch], metrics]
+        if self.log:
+            self.log.log_epoch(index, epoch, metrics)
+        if not replayed:
+            self._epochs_here += 1
+            if self._epochs_here == 1:
+                self._first_epoch = time.monotonic()
+            self._tell(index, "running")
+
+    def end(self, index: int, error: str | None, *, paused: bool = False) -> None:
+        """A trial trains no longer.
+
+        Args:
+            index: of the trial.
+            error: last line of what made it fail.
+            paused: it goes on in this session.
+        """
+        state: TrialState
+        seconds = time.monotonic() - self._running.pop(index, time.monotonic())
+        self._ended_hours += seconds / 3600
+        write_json(self.directory / _SPENT, {"hours": self.hours, "trial_hours": self.trial_hours})
+        if error is None and (paused or index in self.cut):
+            return
+        if error is not None:
+            state = "failed"
+            self.failed.add(index)
+            self.failed_in_a_row, self.last_error = self.failed_in_a_row + 1, error
+        else:
+            state = "finished" if self.epochs(index) >= self.total_epochs(index) else "stopped"
+            self.over.add(index)
+            self.failed_in_a_row = 0
+        record_end(trial_directory(self.directory, self.trials[index]), state, seconds=seconds, error=error or "")
+        if self.log:
+            tags = {"srft.end": state, **({"srft.error": error} if error else {})}
+            self.log.end_trial(index, "FAILED" if state == "failed" else "FINISHED", tags)
+        self._tell(index, state)
+
+    @property
+    def hours(self) -> float:
+        """Of all sessions."""
+        return self._spent["hours"] + (time.monotonic() - self.began) / 3600
+
+    @property
+    def trial_hours(self) -> float:
+        """Of all trials together, in all sessions."""
+        running = sum(time.monotonic() - since for since in self._running.values()) / 3600
+        return self._spent["trial_hours"] + self._ended_hours + running
+
+    def observations(self) -> list[Observation]:
+        """What the trials showed so far.
+
+        Returns:
+            One per trial that was drawn.
+        """
+        found = []
+        for index, trial in self.trials.items():
+            curve = tuple(metrics.get(self.study.metric, math.nan) for metrics in self.metrics.get(index, ()))
+            values: tuple[float, ...] = ()
+            whole = index in self.over and len(curve) >= self.total_epochs(index)
+            if whole:
+                best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
+                seconds = [self.metrics[index][best].get(self.study.second, math.nan)] if self.study.second else []
+                values = (curve[best], *seconds)
+            state = "failed" if index in self.failed else "finished" if whole else "stopped" if index in self.over else "running"
+            found.append(Observation(point=trial.point, state=state, values=values, curve=curve))
+        return found
+
+    def _tell(self, index: int, state: TrialState) -> None:
+        if not self.on_progress:
+            return
+        ended, usual = self.over | self.failed, self.study.base.optim.epochs
+        left = sum(max(0, self.total_epochs(i) - self.epochs(i)) for i in self.trials if i not in ended)
+        left += usual * (self.study.size - len(self.trials))
+        here = self._epochs_here
+        self.on_progress(
+            Progress(
+                trial=self.trials[index],
+                state=state,
+                epoch=self.epochs(index),
+                metrics=self.metrics[index][-1] if self.metrics.get(index) else {},
+                ended=len(ended),
+                total=self.study.size,
+                elapsed=time.monotonic() - self.began,
+                eta=(time.monotonic() - self._first_epoch) / (here - 1) * left if here > 1 else math.nan,
+            )
+        )

@@ -1,0 +1,218 @@
+"""Which trial trains next, tried with a loop that trains in this process where Ray Tune would start processes."""
+
+import contextlib
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from srft.config import ConfigError, from_flat
+from srft.search.population import exchanges
+from srft.search.queue import Queue
+from srft.search.record import claim, read_study, results, trial_directory
+from srft.search.space import Choice, LogUniform, Space
+from srft.search.study import Study
+from srft.search.watch import Watch
+from srft.training import checkpoint
+from srft.training.distributed import train
+from tests.toy_training import score, toy_entry
+
+BASE = from_flat({"optim.epochs": 4, "optim.steps_per_epoch": 1, "optim.batch_size": 2})
+SPACE = Space({"srft.kappa": LogUniform(0.5, 2.0)})
+
+
+class Enough(Exception):
+    pass
+
+
+def session(study, directory, *, turns=10**6, fail=()):
+    """Trains one trial after the other; stops dead after some turns, as a killed driver would."""
+    record = read_study(directory)
+    watch = Watch(study, directory, None, None, list(record.results))
+    queue = Queue(study, directory, watch, record.generation)
+    order = []
+    while turns and (turn := queue.next()):
+        turns -= 1
+        index, home = turn.trial.index, trial_directory(directory, turn.trial)
+        order.append(index)
+        watch.start(index)
+        error = None
+        if index in fail:
+            error = "planned"
+        else:
+
+            def on_epoch(report, index=index, turn=turn):
+                watch.epoch(index, report.epoch, dict(report.metrics), replayed=False)
+                if report.epoch + 1 == turn.until < turn.trial.config.optim.epochs:
+                    raise Enough
+
+            for entry in checkpoint.history(home) if home.exists() else []:
+                watch.epoch(index, entry["epoch"], entry["metrics"], replayed=True)
+            if watch.epochs(index) < turn.until:
+                with contextlib.suppress(Enough):
+                    train(turn.trial.config, toy_entry, directory=home, on_epoch=on_epoch, resume=True)
+        queue.back(index)
+        watch.end(index, error, paused=queue.pauses(index))
+    assert turns == 0 or queue.done
+    return order, queue
+
+
+def summary(study, directory):
+    scores = lambda r: [e["metrics"]["val/success_auc"] for e in r.history]
+    return [(r.trial.point, r.trial.origins, r.state, scores(r)) for r in results(study, directory)]
+
+
+def test_proposed_trials_are_the_same_after_an_interruption(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=9, search="tpe", fixed=({"paradigm": "full"},))
+    for name in ("a", "b"):
+        claim(study, tmp_path / name, resume=False)
+    assert session(study, tmp_path / "a")[0] == list(range(10))
+    assert session(study, tmp_path / "b", turns=8)[0] == list(range(8))
+    assert len(results(study, tmp_path / "b")) == 8
+    session(study, tmp_path / "b")
+    found = summary(study, tmp_path / "a")
+    assert summary(study, tmp_path / "b") == found
+    assert {state for _, _, state, _ in found} == {"finished"}
+    drawn = [point["srft.kappa"] for point, *_ in found[1:]]
+    assert len(set(drawn)) == 9
+    warm = dataclasses.replace(study, known=tuple(Watch(study, tmp_path / "a", None, None, results(study, tmp_path / "a")).observations()))
+    claim(warm, tmp_path / "c", resume=False)
+    session(warm, tmp_path / "c", turns=3)
+    learned = [r.trial.point["srft.kappa"] for r in results(warm, tmp_path / "c")[1:]]
+    assert len(learned) == 2
+    assert not set(learned) & set(drawn)  # the same seeds, but ten trials to learn from
+
+
+def test_a_population_goes_on_from_its_best_members(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, search="pbt", fixed=({"paradigm": "full"},), own_seeds=True)
+    for name in ("a", "b"):
+        claim(study, tmp_path / name, resume=False)
+    order, _ = session(study, tmp_path / "a")
+    assert order[:9] == [0, 1, 2, 3, 4, 1, 2, 3, 4]  # the given one to its end, then one epoch each
+    found = results(study, tmp_path / "a")
+    assert [r.state for r in found] == ["finished"] * 5
+    assert found[0].trial.origins == ()
+    moved = [r for r in found if r.trial.origins]
+    assert moved
+    for r in moved:
+        donor, epochs = r.trial.origins[-1]
+        assert donor != r.trial.index
+        new = [score(r.trial.config, epoch) for epoch in range(epochs, 4)]
+        assert [e["metrics"]["val/success_auc"] for e in r.history][epochs:] == pytest.approx(new)
+        assert r.trial.config.seed == r.trial.index  # its own seed throughout
+    drawn = [t.point["srft.kappa"] for t in study.trials()[1:]]
+    assert np.mean([r.trial.point["srft.kappa"] for r in found[1:]]) < np.mean(drawn)
+    for turns in (3, 4, 5):  # interrupted inside generations
+        session(study, tmp_path / "b", turns=turns)
+    session(study, tmp_path / "b")
+    assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
+
+
+def test_a_member_goes_on_from_the_weights_of_its_donor(tmp_path):
+    """With a rate of nothing, weights stay what they were: the donor's."""
+    study = Study(name="toy", base=from_flat({"optim.lr": 1e-30}, BASE), space=SPACE, num_samples=4, search="pbt", own_seeds=True)
+    claim(study, tmp_path, resume=False)
+    session(study, tmp_path)
+    weights = lambda r: {round(e["metrics"]["weight"], 6) for e in r.history}
+    first = {r.trial.index: r for r in results(study, tmp_path)}
+    moved = [r for r in first.values() if r.trial.origins]
+    stayed = [r for r in first.values() if not r.trial.origins]
+    assert moved
+    assert len({min(weights(r)) for r in stayed}) == len(stayed)  # every seed has its own
+    assert all(len(weights(r)) == 1 for r in first.values())
+    assert all(any(weights(r) == weights(other) for other in first.values() if other is not r) for r in moved)
+
+
+def test_a_failed_member_is_replaced(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, search="pbt")
+    claim(study, tmp_path, resume=False)
+    order, _ = session(study, tmp_path, turns=5, fail=(2,))
+    assert order[:4] == [0, 1, 2, 3]
+    replaced = read_study(tmp_path).results[2]
+    assert replaced.trial.origins
+    assert len(replaced.history) == 1
+    session(study, tmp_path)
+    assert [r.state for r in results(study, tmp_path)] == ["finished"] * 4
+
+
+def test_exchanges():
+    rng = np.random.default_rng(0)
+    scores = dict(enumerate([0.1, 0.9, 0.5, 0.4, 0.8, 0.2, 0.6, 0.7]))
+    for _ in range(20):
+        moves = exchanges(scores, rng)
+        assert moves.keys() == {0, 5}
+        assert set(moves.values()) <= {1, 4}
+    assert exchanges({0: math.nan, 1: 0.1, 2: 0.2, 3: -math.inf}, rng) == {0: 2, 3: 2}
+    assert exchanges({0: math.nan, 1: -math.inf}, rng) == {}
+    assert exchanges({0: 0.5}, rng) == {}
+
+
+def test_one_failure_after_the_other_ends_a_study(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=8, max_failed=3)
+    claim(study, tmp_path, resume=False)
+    order, queue = session(study, tmp_path, fail=range(1, 8))
+    assert order == [0, 1, 2, 3]
+    assert "last 3 trials failed, one after the other: planned" in queue.closed
+    order, queue = session(study, tmp_path, fail=(2, 4))  # the failed ones are tried again
+    assert order == list(range(1, 8))
+    assert queue.closed == ""
+
+
+def test_hours_end_a_study_that_can_go_on(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_hours=1e-9)
+    claim(study, tmp_path, resume=False)
+    order, queue = session(study, tmp_path)
+    assert order == []
+    assert "hours are used up" in queue.closed
+    order, queue = session(dataclasses.replace(study, max_hours=1.0), tmp_path)
+    assert order == [0, 1, 2]
+    assert not queue
+    (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 2.0}')  # of all sessions
+    watch = Watch(study, tmp_path, None, None, results(study, tmp_path))
+    assert Queue(dataclasses.replace(study, max_hours=1.0), tmp_path, watch, 0).spent()
+    assert not Queue(dataclasses.replace(study, max_hours=3.0), tmp_path, watch, 0).spent()
+
+
+def test_gpu_hours_count_where_gpus_are_used(tmp_path, monkeypatch):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_gpu_hours=1.5, gpus_per_worker=0.5, max_hours=0)
+    claim(study, tmp_path, resume=False)
+    (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 3.5}')
+    queue = Queue(study, tmp_path, Watch(study, tmp_path, None, None, results(study, tmp_path)), 0)
+    assert queue.spent() == ""
+    monkeypatch.setattr("srft.search.queue.gpus", lambda: 1.0)
+    assert "1.5 GPU-hours" in queue.spent()
+    monkeypatch.setattr("srft.search.queue.gpus", lambda: 0.0)
+    assert queue.spent() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"search": "luck"}, "expected one of"),
+        ({"metric": "test/success_auc"}, "never by what they are tested on"),
+        ({"second": "loss"}, "'loss'"),
+        ({"search": "grid", "num_samples": 2}, "the grid has 3 points"),
+        ({"search": "pbt", "num_samples": 3}, "at least 4"),
+        ({"search": "pbt", "space": Space({"paradigm": Choice(("srft", "full"))})}, "paradigm cannot change"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5"),
+        ({"gpus_per_worker": 0.5, "base": from_flat({"workers": 2}, BASE)}, "2 worker"),
+        ({"max_hours": -1.0}, "max_hours is -1"),
+        ({"known": (object(),)}, "learns nothing"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(changes, part):
+    with pytest.raises(ConfigError) as caught:
+        Study(**{"name": "toy", "base": BASE, "space": SPACE, "num_samples": 4, **changes})
+    assert part in str(caught.value)
+
+
+def test_what_decides_a_study_is_in_its_digest():
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4)
+    changes = [{"search": "tpe"}, {"search": "sobol"}, {"second": "source/success_auc"}, {"early_stopping": False}]
+    changes += [{"brackets": 2}, {"seed": 1}]
+    digests = {dataclasses.replace(study, **change).digest() for change in ({}, *changes)}
+    assert len(digests) == 7
+    assert dataclasses.replace(study, max_hours=2.0, max_concurrent=1).digest() == study.digest()
+    assert [t.config.seed for t in dataclasses.replace(study, own_seeds=True).trials()] == [0, 1, 2, 3]
+    assert Study(name="toy", base=BASE, space=SPACE, num_samples=5, search="grid").size == 3
