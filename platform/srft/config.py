@@ -97,11 +97,11 @@ class DataConfig:
     benchmark: Benchmark = ""
     """Train on a benchmark's training part and validate on sequences carved from it; empty for the synthetic world."""
     root: str = ""
-    """Folder of the benchmark as it was downloaded, an absolute path."""
+    """Folder of the benchmark as it was downloaded, an absolute path; or of a pack of it, on this machine or in an object store."""
     source_benchmark: Benchmark = ""
     """RGB source domain, for the prior and for what is forgotten; empty for the synthetic world."""
     source_root: str = ""
-    """Folder of the source benchmark, an absolute path."""
+    """Folder of the source benchmark or of a pack of it, an absolute path or an address."""
     train_sequences: int = 24
     """Synthetic target-domain sequences to train on; of a benchmark all are used."""
     val_sequences: int = 12
@@ -133,8 +133,13 @@ class DataConfig:
         for name, root in (("benchmark", "root"), ("source_benchmark", "source_root")):
             benchmark, place = getattr(self, name), getattr(self, root)
             _check(benchmark in get_args(Benchmark), f"data.{name}", benchmark, f"one of {get_args(Benchmark)[1:]}, or empty")
-            fits = Path(place).is_absolute() if benchmark else not place
-            _check(fits, f"data.{root}", place, f"an absolute path for {benchmark}" if benchmark else f"empty without data.{name}")
+            fits = Path(place).is_absolute() or "://" in place if benchmark else not place
+            _check(
+                fits,
+                f"data.{root}",
+                place,
+                f"an absolute path or an address for {benchmark}" if benchmark else f"empty without data.{name}",
+            )
         if self.modality != "rgb":
             modality = next((modality for modality, names in _BENCHMARKS.items() if self.benchmark in names), self.modality)
             object.__setattr__(self, "modality", modality)

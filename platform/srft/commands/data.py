@@ -10,12 +10,14 @@ import tyro
 
 from srft.commands.data_check import Check
 from srft.commands.data_layouts import Layouts
+from srft.commands.data_pack import Pack
 from srft.commands.data_preview import Preview
 from srft.commands.data_synth import Synth
 
 DataCommand = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Layouts, tyro.conf.subcommand("layouts")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Synth, tyro.conf.subcommand("synth")]
 )  # fmt: skip

@@ -24,7 +24,7 @@ class Check:
     benchmark: tyro.conf.Positional[str]
     """Name of the benchmark; ``srft data layouts`` lists them."""
     root: tyro.conf.Positional[Path]
-    """Folder of the data set, or a zip file of annotations."""
+    """Folder of the data set or of a pack of it, or a zip file of annotations."""
     images: bool = False
     """Decode every image, not only the first and last of each sequence."""
     rgb_only: bool = False
@@ -44,6 +44,8 @@ def run(command: Check) -> None:
     from tqdm import tqdm
 
     from srft.data.benchmarks.check import check_annotations, check_benchmark
+    from srft.data.packing import check_pack
+    from srft.data.shards import is_pack
     from srft.files import write_json
 
     if command.annotations_only or command.root.is_file():
@@ -57,7 +59,11 @@ def run(command: Check) -> None:
                 else:
                     bar.update()
 
-            report = check_benchmark(command.benchmark, command.root, images=command.images, rgb_only=command.rgb_only, on_sequence=show)
+            if is_pack(command.root):
+                report = check_pack(command.root, images=command.images, on_sequence=show)
+            else:
+                only = command.rgb_only
+                report = check_benchmark(command.benchmark, command.root, images=command.images, rgb_only=only, on_sequence=show)
     print(report.summary())
     for problem in report.problems:
         print(f"  {problem.kind:<10} {problem.split:<5}  {problem.message}")

@@ -17,6 +17,7 @@ from srft.data.thermal import thermal_image
 
 __all__ = [
     "RENDERINGS",
+    "Data",
     "Decoded",
     "ImageError",
     "ImageFrames",
@@ -50,6 +51,7 @@ RENDERINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """How stored pixels (RGB order, or one channel of 8 or 16 bits) become ``[H, W, 3]`` uint8, by the name that is kept with them."""
 
 Data = bytes | memoryview | np.ndarray
+"""Bytes of an encoded image."""
 
 
 class StoredImage(NamedTuple):

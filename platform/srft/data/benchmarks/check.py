@@ -24,7 +24,7 @@ _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Problem:
     """Something to put right."""
 
-    kind: Literal["split", "missing", "annotation", "polarity", "frames", "count", "size", "image"]
+    kind: Literal["split", "missing", "annotation", "polarity", "frames", "count", "size", "image", "shard"]
     split: str
     sequence: str
     message: str

@@ -12,6 +12,7 @@ from srft.data.benchmarks.images import NativeFrames
 from srft.data.benchmarks.layouts import DataError, EventFile, Frames, Layout, layout_of
 from srft.data.benchmarks.splits import Split, list_split
 from srft.data.sequence import Sequence
+from srft.data.shards import is_pack, open_pack, read_manifest
 
 __all__ = ["auxiliary", "open_benchmark", "open_sequence", "read_offsets"]
 
@@ -28,11 +29,11 @@ def open_benchmark(
     partial: bool = False,
     min_size: float | None = None,
 ) -> tuple[Sequence, ...]:
-    """Open the sequences of a benchmark as it was downloaded.
+    """Open the sequences of a benchmark as it was downloaded, or of a pack of it.
 
     Args:
         benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
-        root: its folder.
+        root: its folder; or a pack of it (``srft.data.shards``), whose splits were settled when it was packed.
         split: ``train``, ``val`` (carved from train, never the test list), ``trainval``, ``test`` or ``all``.
         protocol: which of several published test lists.
         modality: ``rgb`` leaves the auxiliary frames out; None takes the benchmark's. Own data may name its kind.
@@ -45,9 +46,14 @@ def open_benchmark(
         frames have the last known box.
 
     Raises:
-        DataError: sequences are missing, or the modality is not the benchmark's. So is whatever is wrong with an annotation.
+        DataError: sequences are missing, or the modality is not the benchmark's. So is whatever is wrong with an annotation. Or the
+            folder is a pack of another benchmark.
     """
     layout = layout_of(benchmark)
+    if is_pack(root):
+        if (found := read_manifest(root).benchmark) != layout.name:
+            raise DataError(f"{root}: a pack of {found}; expected one of {layout.name}")
+        return open_pack(root, split=split, modality=modality)
     listing = list_split(layout, root, split, protocol)
     if listing.missing and not (partial and listing.places):
         own = Path(root) / (*layout.lists.get(split, ()), "a list")[0]
