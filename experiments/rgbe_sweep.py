@@ -5,6 +5,11 @@
     uv run experiments/rgbe_sweep.py --num-samples 20 --epochs 8 --out outputs/long
     uv run experiments/rgbe_sweep.py --out outputs/long --num-samples 20 --epochs 8 --resume    # after Ctrl-C or a crash
     uv run experiments/rgbe_sweep.py --workers 2           # each trial is a Ray Train run of two workers
+    uv run experiments/rgbe_sweep.py --search tpe --num-samples 30 --scheduler hyperband --out outputs/tpe
+    uv run experiments/rgbe_sweep.py --search tpe --learn-from outputs/rgbe_sweep --out outputs/informed
+    uv run experiments/rgbe_sweep.py --search tpe --objective pareto --num-samples 30 --out outputs/pareto
+    uv run experiments/rgbe_sweep.py --search pbt --num-samples 8 --epochs 12 --out outputs/pbt
+    uv run experiments/rgbe_sweep.py --search grid --vary srft.rank=4,16 srft.kappa=0.5,1,2 --out outputs/grid
 
 Trains on synthetic event sequences, chooses by synthetic validation sequences, tests once on synthetic test sequences, on cars
 recorded with a real DAVIS346 event camera, and on RGB sequences of the source domain (what was forgotten). Everything is written

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -17,8 +17,8 @@ from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
 from srft.files import write_json, write_text
 from srft.search.record import TrialResult, best, claim, known_trials
-from srft.search.space import srft_space
-from srft.search.study import Study
+from srft.search.space import parse_space, srft_space, wide_space
+from srft.search.study import Search, Study
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from srft.run_logging import StudyLog
 
 FFT_RATES = (3e-4, 1e-3)
+Scheduler = Literal["asha", "hyperband", "none"]
+Objective = Literal["target", "pareto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,39 @@ class Sweep:
     """One sweep."""
 
     num_samples: int = 6
-    """SRFT trials drawn from the search space; the full fine-tuning baselines come on top."""
+    """SRFT trials drawn from the search space; the full fine-tuning baselines come on top. At most so many with --search grid."""
+    search: Search = "random"
+    """How trials are drawn: independently, evenly (sobol), every combination (grid), from what earlier trials showed (tpe), or
+    independently and then, after every epoch, the worst go on from the best with settings near theirs (pbt)."""
+    scheduler: Scheduler = "asha"
+    """Which trials are stopped early: those behind the better half after 1, 2, 4, ... epochs (asha), the same with first looks at
+    different epochs (hyperband), or none; with --search pbt or --objective pareto none is."""
+    objective: Objective = "target"
+    """What the best trial is best at: the target domain, or the compromise between that and what was kept of the source domain (pareto)."""
+    space: Literal["srft", "wide"] = "srft"
+    """K, kappa, schedule, both strengths and the rate; or also the damping's range, the term's form, the paradigm and the weight decay."""
+    vary: tuple[str, ...] = ()
+    """Settings to vary instead: key=a,b,c or key=low..high or key=low..high:log."""
+    levels: int = 3
+    """Values of a continuous setting in a grid."""
+    learn_from: tuple[str, ...] = ()
+    """With --search tpe: output directories, or MLflow run ids, of earlier studies to learn from."""
+    own_seeds: bool = False
+    """Train each trial with a seed of its own, instead of all with the same."""
+    max_hours: float = 0.0
+    """Budget of all sessions, in hours; trials end with their epoch, and --resume under a larger budget goes on. 0: none."""
+    max_gpu_hours: float = 0.0
+    """The same in GPU-hours of all trials."""
+    max_concurrent: int = 0
+    """Trials at once; 0: as many as the cluster has processors for."""
+    cpus_per_worker: int = 1
+    """Cores of each training process."""
+    gpus_per_worker: float = 1.0
+    """GPUs of each training process, in a cluster that has some; trials of one worker may share one (0.25: four of them)."""
+    max_failures: int = 1
+    """How often a failed trial is started again; it goes on from its last checkpoint."""
+    max_failed: int = 5
+    """So many trials failing one after the other end the study; 0: none do."""
     workers: int = 1
     """Training processes per trial; 1 trains inside the trial's own process, more are a Ray Train run."""
     epochs: int = 4
@@ -84,8 +118,21 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
     return Study(
         name=f"{modality}-sweep",
         base=base,
-        space=srft_space(),
-        num_samples=min(sweep.num_samples, 2) if quick else sweep.num_samples,
+        space=parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space(),
+        num_samples=min(sweep.num_samples, 4 if sweep.search == "pbt" else 2) if quick and sweep.search != "grid" else sweep.num_samples,
+        search=sweep.search,
+        levels=sweep.levels,
+        second="source/success_auc" if sweep.objective == "pareto" else "",
+        early_stopping=sweep.scheduler != "none",
+        brackets=3 if sweep.scheduler == "hyperband" else 1,
+        own_seeds=sweep.own_seeds,
+        max_concurrent=sweep.max_concurrent,
+        cpus_per_worker=sweep.cpus_per_worker,
+        gpus_per_worker=sweep.gpus_per_worker,
+        max_failures=sweep.max_failures,
+        max_failed=sweep.max_failed,
+        max_hours=sweep.max_hours,
+        max_gpu_hours=sweep.max_gpu_hours,
         fixed=tuple({"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)),
         seed=sweep.seed,
     )
@@ -102,7 +149,12 @@ def main(sweep: Sweep, modality: Modality) -> None:
     script = f"{modality}_sweep"
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     out = (sweep.out or (Path.home() / "srft" / script if in_job else Path("outputs") / script)).resolve()
-    check_resources(study.base, 1)
+    check_resources(study.base, max(1, study.max_concurrent), cpus_per_worker=study.cpus_per_worker, gpus_per_worker=study.gpus_per_worker)
+    if sweep.learn_from:
+        from srft.search.earlier import read_earlier
+
+        study = dataclasses.replace(study, known=read_earlier(study, sweep.learn_from, out=out, uri=sweep.tracking_uri))
+        say(f"learning from {len(study.known)} earlier trials")
     claim(study, out, resume=sweep.resume)
     trials = known_trials(study, out)
     say(f"study {study.name} ({study.digest()}): {study.size} trials of {study.base.optim.epochs} epochs in {out}")
@@ -173,11 +225,14 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     from srft.model.pretrained import load_tracker
     from srft.run_logging import ui_command
     from srft.search.charts import draw
-    from srft.search.compare import importance
+    from srft.search.compare import STABILITY, importance
     from srft.training import checkpoint
     from srft.training.step import tuned_tracker
 
-    chosen = {"FFT": best([r for r in found if r.trial.config.paradigm == "full"]), "SRFT": best([r for r in found if not r.trial.fixed])}
+    chosen = {
+        "FFT": best([r for r in found if r.trial.config.paradigm == "full"]),
+        "SRFT": best([r for r in found if not r.trial.fixed], study.metric, study.second),
+    }
     networks = {
         "RGB tracker": load_tracker(study.base.tracker.pretrained),
         "two streams, untuned": load_tracker(study.base.tracker.pretrained, streams=2),
@@ -211,7 +266,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         picked = int(evaluations["SRFT"].measures[test.name].per_sequence.argsort()[len(test.sequences) // 2])
         tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
         picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")
-    draw(found, study.metric, importance(found, study.metric), pictures)
+    draw(found, study.metric, importance(found, study.metric), pictures, stability=study.second or STABILITY)
     for name, result in chosen.items():
         index = result.trial.index
         study_log.log_metrics(test_metrics(rows, name), index=index)

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from srft.cli import main
 from srft.config import ConfigError, TrainConfig
 from srft.search.compare import importance, pareto_front, plasticity_and_stability, varied
-from srft.search.record import TrialResult, claim, read_study, record_end, trial_directory
+from srft.search.record import TrialResult, best, claim, read_study, record_end, trial_directory
 from srft.search.space import srft_space
 from srft.search.study import Study, Trial
 from srft.training import checkpoint
@@ -63,6 +66,14 @@ def test_the_setting_that_matters_is_found():
     assert importance([result(i, {"srft.rank": i}, 0.5) for i in range(9)], "val/success_auc") == []
 
 
+def test_of_two_measures_the_best_compromise_is_chosen():
+    found = [result(0, {}, 0.2, 0.6, kept=0.3), result(1, {}, 0.5, kept=0.9), result(2, {}, 0.55, kept=0.1), result(3, {})]
+    assert best(found).trial.index == 0
+    assert best(found, "val/success_auc", "source/success_auc").trial.index == 1
+    front = pareto_front(np.array([plasticity_and_stability(r, "val/success_auc") for r in found]))
+    assert front.tolist() == [True, True, False, False]
+
+
 @pytest.fixture
 def study(tmp_path):
     study = Study(name="s", base=TrainConfig(), space=srft_space(), num_samples=9, fixed=({"paradigm": "full"},))
@@ -103,3 +114,30 @@ def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
     assert board["importance"][0]["key"] == "optim.lr"
     with pytest.raises(ConfigError, match="no study"):
         read_study(study / "plots")
+
+
+def test_three_hundred_trials_are_compared_in_seconds(study, tmp_path):
+    """Processor time, since others may be at work; tests/benchmarks/search_cost.py measures the clock, with MLflow runs."""
+    large = Study(name="l", base=TrainConfig(), space=srft_space(), num_samples=300)
+    out = tmp_path / "large"
+    claim(large, out, resume=False)
+    (template,) = (tmp_path / "trials").glob("001-*")
+    for trial in large.trials():
+        home = trial_directory(out, trial)
+        shutil.copytree(template, home)
+        meta = home / "epoch_0001" / checkpoint.META
+        about = json.loads(meta.read_text())
+        for entry in about["history"]:
+            entry["metrics"] |= {"val/success_auc": trial.config.srft.kappa / 4, "source/success_auc": 1 / (1 + trial.index % 7)}
+        meta.write_text(json.dumps(about))
+    runs = {str(i): f"{i:032x}" for i in range(300)}
+    (out / "mlflow.json").write_text(json.dumps({"store": "sqlite:///gone.db", "experiment_id": "1", "run_id": "0", "runs": runs}))
+    code = "import sys, resource; sys.argv = ['srft', 'study', sys.argv[1]]; from srft.cli import main; main(); "
+    code += "print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 'torch' in sys.modules, 'mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=120, check=True)
+    assert "300 of 300 trials ended" in done.stdout
+    assert "srft.kappa" in done.stdout.split("importance for")[1].split("\n")[1]
+    assert f"compare-runs?runs=%5B%22{runs['0'][:-4]}" in done.stdout
+    seconds, torch, mlflow = done.stdout.split("\n")[-2].split()
+    assert (torch, mlflow) == ("False", "False")
+    assert float(seconds) < 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srft.config import ConfigError, TrainConfig, from_flat
-from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, srft_space, wide_space
+from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, parse_space, srft_space, wide_space
 
 BASE = TrainConfig()
 
@@ -74,3 +74,25 @@ def test_the_wide_space_is_valid() -> None:
     assert {"paradigm", "srft.damping_range", *srft_space().dimensions} < space.dimensions.keys()
     rng = np.random.default_rng(0)
     assert {from_flat(space.sample(rng), BASE).paradigm for _ in range(40)} == {"srft", "srft-lora", "srft-adapter", "srft-prompt"}
+
+
+def test_a_space_from_the_command_line() -> None:
+    space = parse_space(
+        [
+            "srft.rank=4,16",
+            "paradigm=srft,srft-lora",
+            "srft.kappa=0.25..4:log",
+            "optim.weight_decay=0..1.5",
+            "data.max_gap=1..4",
+            "srft.damping_range=[0.25,0.65],[0,0.5]",
+            "srft.refresh=1..20:log",
+        ]
+    )
+    assert list(space.dimensions.values()) == [
+        *(Choice((4, 16)), Choice(("srft", "srft-lora")), LogUniform(0.25, 4), Uniform(0, 1.5), Integer(1, 4)),
+        *(Choice(((0.25, 0.65), (0, 0.5))), LogUniform(1, 20)),
+    ]
+    Space({key: one for key, one in space.dimensions.items() if key != "srft.refresh"}).validate(BASE)
+    for wrong in ("srft.rank", "srft.rank=", "srft.kappa=1..", "srft.kappa=a..b", "srft.kappa=1..2:exp"):
+        with pytest.raises(ConfigError, match="--vary"):
+            parse_space([wrong])

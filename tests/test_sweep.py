@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
-from srft.config import from_flat, to_flat
+from srft.config import ConfigError, from_flat, to_flat
 from srft.search.record import TrialResult, claim
 from sweep import Sweep, make_study, test_metrics, test_sets
 from tests.conftest import RayCluster
@@ -126,6 +126,20 @@ def test_workers_that_no_cpu_is_free_for_are_refused_before_anything_is_written(
     assert "4096 worker(s)" in done.stderr
     assert "use at most" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_options_decide_the_study() -> None:
+    study = make_study(
+        Sweep(search="tpe", scheduler="hyperband", objective="pareto", space="wide", own_seeds=True, max_hours=2.0, gpus_per_worker=0.5)
+    )
+    assert (study.search, study.second, study.brackets, study.early_stopping) == ("tpe", "source/success_auc", 3, True)
+    assert (study.own_seeds, study.max_hours, study.gpus_per_worker) == (True, 2.0, 0.5)
+    assert "paradigm" in study.space.dimensions
+    grid = make_study(Sweep(search="grid", scheduler="none", vary=("srft.rank=4,16", "srft.kappa=0.5,1,2"), quick=True))
+    assert (grid.size, grid.early_stopping) == (7, False)
+    with pytest.raises(ConfigError, match=r"grid has 972 points.*give 972"):
+        make_study(Sweep(search="grid"))
+    assert make_study(Sweep(search="pbt", quick=True)).num_samples == 4
 
 
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:

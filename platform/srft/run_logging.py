@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +26,9 @@ from srft.files import environment, git_commit, write_json
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["RunState", "StudyLog", "compare_address", "open_study", "store_uri", "ui_command"]
+__all__ = [
+    "LoggedTrial", "RunState", "StudyLog", "compare_address", "log_pictures", "logged_trials", "open_study", "store_uri", "ui_command",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +89,85 @@ def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> 
     from urllib.parse import quote
 
     link = json.loads((directory / _LINK).read_text())
-    client = _client(link["store"])
-    found = {run.data.tags[_TRIAL]: run.info.run_id for run in _children(client, link["experiment_id"], link["run_id"])}
+    found: dict[str, str] = link.get("runs", {})
+    if not found.keys() >= {str(index) for index in trials}:
+        client = _client(link["store"])
+        found = {run.data.tags[_TRIAL]: run.info.run_id for run in _children(client, link["experiment_id"], link["run_id"])}
     runs = [found[str(index)] for index in trials if str(index) in found]
     compact = lambda value: quote(json.dumps(value, separators=(",", ":")))
     host = link["store"].rstrip("/") if link["store"].startswith(("http://", "https://")) else f"http://127.0.0.1:{port}"
     return f"{host}/#/compare-runs?runs={compact(runs)}&experiments={compact([link['experiment_id']])}"
+
+
+def log_pictures(directory: Path, folder: Path) -> None:
+    """Store pictures with a study's run, in place of those that were stored before.
+
+    Args:
+        directory: of the study.
+        folder: of the pictures.
+
+    Raises:
+        ConfigError: the study was not logged, or the store does not answer.
+    """
+    link = directory / _LINK
+    if not link.exists():
+        raise ConfigError(f"{directory} holds no logged study ({_LINK} is missing); its plots are in {folder}")
+    about = json.loads(link.read_text())
+    try:
+        _client(about["store"]).log_artifacts(about["run_id"], str(folder), "pictures")
+    except _mlflow_errors() as error:
+        raise ConfigError(f"MLflow store {about['store']}: {_first_line(error)}; the plots are in {folder}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedTrial:
+    """A trial as MLflow has it."""
+
+    index: int
+    params: Mapping[str, str]
+    """Setting, as text, by dotted key."""
+    end: str
+    """What the study made of it: finished, stopped or failed; empty while it runs."""
+    history: Mapping[str, Sequence[float]]
+    """Values of a metric by epoch, not-a-number where there is none."""
+
+
+def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Sequence[str] = ()) -> list[LoggedTrial]:
+    """The trials of a study that was logged before.
+
+    Args:
+        source: its output directory, or the id of its MLflow run.
+        out: output directory of the asking study.
+        uri: as given to :func:`store_uri`; where a run id is looked up.
+        metrics: whose histories are wanted.
+
+    Returns:
+        By index.
+
+    Raises:
+        ConfigError: there is no such study, or the store does not answer.
+    """
+    link = Path(source) / _LINK
+    if link.exists():
+        about = json.loads(link.read_text())
+    elif Path(source).exists():
+        raise ConfigError(f"{source} holds no logged study ({_LINK} is missing); give the output directory of a sweep")
+    else:
+        about = {"store": store_uri(out, uri), "run_id": source}
+    client = _client(about["store"])
+    found: list[LoggedTrial] = []
+    try:
+        experiment = about.get("experiment_id") or client.get_run(source).info.experiment_id
+        for run in _children(client, experiment, about["run_id"]):
+            history: dict[str, list[float]] = {}
+            for name in metrics:
+                values = {one.step: one.value for one in client.get_metric_history(run.info.run_id, name)}
+                history[name] = [values.get(step, math.nan) for step in range(max(values, default=-1) + 1)]
+            tags = run.data.tags
+            found.append(LoggedTrial(index=int(tags[_TRIAL]), params=run.data.params, end=tags.get("srft.end", ""), history=history))
+    except _mlflow_errors() as error:
+        raise ConfigError(f"study {source} in MLflow store {about['store']}: {_first_line(error)}; check both") from None
+    return sorted(found, key=lambda trial: trial.index)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -382,6 +459,8 @@ class StudyLog:
             # A request whose answer was lost may have made the run: look before making another.
             found = [run for run in _children(self.client, self.experiment_id, self.run_id) if run.data.tags[_TRIAL] == str(index)]
             self._runs[index] = found[0].info.run_id if found else self._make_run(index)
+            link = self._spool.parent / _LINK  # So that they are found without asking the store.
+            write_json(link, json.loads(link.read_text()) | {"runs": self._runs})
         return self._runs[index]
 
     def _make_run(self, index: int) -> str:

@@ -15,7 +15,9 @@ class Study:
 
     srft study outputs/rgbe_sweep
 
-    srft study outputs/rgbe_sweep --plots outputs/rgbe_sweep/plots --json study.json
+    srft study outputs/rgbe_sweep --plots plots --json study.json
+
+    srft study outputs/rgbe_sweep --log
     """
 
     study: tyro.conf.Positional[Path]
@@ -24,6 +26,8 @@ class Study:
     """Trials to list."""
     plots: Path | None = None
     """Folder for plots: pareto, curves, parallel, slices, importance."""
+    log: bool = False
+    """Draw the plots and store them with the study's MLflow run."""
     json: Path | None = None
     """Write everything here."""
     port: int = 5000
@@ -44,14 +48,15 @@ def run(command: Study) -> None:
 
     record = read_study(command.study)
     name, metric, found = record.name, record.metric, record.results
-    points = {r.trial.index: plasticity_and_stability(r, metric) for r in found}
+    stability = record.second or STABILITY
+    points = {r.trial.index: plasticity_and_stability(r, metric, stability) for r in found}
     front = dict(zip(points, pareto_front(np.array(list(points.values()))), strict=True))
     ranked = sorted(found, key=lambda r: math.inf if math.isnan(r.score) else -r.score)
     keys = varied(found)
     importances = importance(found, metric)
 
     ended = sum(r.state in ("finished", "stopped", "failed") for r in found)
-    print(f"study {name}: {ended} of {record.size} trials ended; * is on the Pareto front of {metric} and {STABILITY}\n")
+    print(f"study {name}: {ended} of {record.size} trials ended; * is on the Pareto front of {metric} and {stability}\n")
     percent = lambda value: "    -" if math.isnan(value) else f"{100 * value:5.1f}"
     print(f"{'trial':>5}   learned  kept  epochs  state     curve{'':10} settings")
     for r in ranked[: command.top]:
@@ -76,11 +81,16 @@ def run(command: Study) -> None:
 
         best = [r.trial.index for r in ranked[: min(command.top, 10)] if not math.isnan(r.score)]
         print(f"\ncompare      {compare_address(command.study, best, port=command.port)}")
-    if command.plots:
+    if command.plots or command.log:
         from srft.search.charts import draw
 
-        for file in draw(found, metric, importances, command.plots):
+        folder = command.plots or command.study / "pictures"
+        for file in draw(found, metric, importances, folder, stability=stability):
             print(f"plot         {file}")
+        if command.log:
+            from srft.run_logging import log_pictures
+
+            log_pictures(command.study, folder)
     if command.json:
         trials = [
             {
@@ -96,7 +106,7 @@ def run(command: Study) -> None:
             for r in ranked
         ]
         shares = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(one).items()} for one in importances]
-        write_json(command.json, {"study": name, "metric": metric, "trials": trials, "importance": shares})
+        write_json(command.json, {"study": name, "metric": metric, "second": stability, "trials": trials, "importance": shares})
 
 
 def _short(value: object) -> str:

@@ -17,7 +17,9 @@ from srft.search.record import TrialResult
 __all__ = ["draw"]
 
 
-def draw(found: Sequence[TrialResult], metric: str, importances: Sequence[Importance], folder: Path) -> list[Path]:
+def draw(
+    found: Sequence[TrialResult], metric: str, importances: Sequence[Importance], folder: Path, *, stability: str = STABILITY
+) -> list[Path]:
     """Write every plot that the trials allow.
 
     Args:
@@ -25,6 +27,7 @@ def draw(found: Sequence[TrialResult], metric: str, importances: Sequence[Import
         metric: of the study.
         importances: of its settings.
         folder: for PNG files.
+        stability: second measure.
 
     Returns:
         The files.
@@ -44,7 +47,7 @@ def draw(found: Sequence[TrialResult], metric: str, importances: Sequence[Import
         return made
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    points = np.array([plasticity_and_stability(r, metric) for r in scored])
+    points = np.array([plasticity_and_stability(r, metric, stability) for r in scored])
     front = pareto_front(points)
     for fixed, marker, label in ((True, "s", "given"), (False, "o", "drawn")):
         rows = np.array([r.trial.fixed == fixed for r in scored])
@@ -53,7 +56,7 @@ def draw(found: Sequence[TrialResult], metric: str, importances: Sequence[Import
     axes.step(points[front][order, 1], points[front][order, 0], where="pre", color="0.4", linewidth=1, label="Pareto front")
     for r, (high, kept) in zip(scored, points, strict=True):
         axes.annotate(str(r.trial.index), (kept, high), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel=f"{STABILITY} (kept)", ylabel=f"{metric} (learned)")
+    axes.set(xlabel=f"{stability} (kept)", ylabel=f"{metric} (learned)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     save(figure, "pareto.png")

@@ -17,23 +17,25 @@ STABILITY = "source/success_auc"
 """What was not forgotten: success of the RGB stream alone on source sequences."""
 FEWEST = 8
 """Drawn trials from which on importances are estimated."""
+_SHUFFLES = 10
 
 
-def plasticity_and_stability(result: TrialResult, metric: str) -> tuple[float, float]:
+def plasticity_and_stability(result: TrialResult, metric: str, stability: str = STABILITY) -> tuple[float, float]:
     """What a trial learned and what it kept, at its best epoch.
 
     Args:
         result: of a trial.
         metric: of the study.
+        stability: its second measure.
 
     Returns:
-        Value of the metric and of :data:`STABILITY`; not a number without a finished epoch.
+        Value of both; not a number without a finished epoch.
     """
     scored = [e["metrics"] for e in result.history if not math.isnan(e["metrics"].get(metric, math.nan))]
     if not scored:
         return math.nan, math.nan
     best = max(scored, key=lambda metrics: metrics[metric])
-    return best[metric], best.get(STABILITY, math.nan)
+    return best[metric], best.get(stability, math.nan)
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
@@ -53,7 +55,7 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:
-    """Settings in which drawn trials differ.
+    """Settings in which drawn trials differ, but for their seeds.
 
     Args:
         found: of a study.
@@ -62,7 +64,7 @@ def varied(found: Sequence[TrialResult]) -> list[str]:
         Dotted keys, sorted.
     """
     points = [result.trial.point for result in found if not result.trial.fixed]
-    return sorted({key for point in points for key in point if any(point.get(key) != other.get(key) for other in points)})
+    return sorted({key for point in points for key in point if key != "seed" and any(point.get(key) != other.get(key) for other in points)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,6 @@ def importance(found: Sequence[TrialResult], metric: str) -> list[Importance]:
         return []
     from scipy.stats import spearmanr
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
 
     columns, correlations = [], {}
     for key in keys:
@@ -101,9 +102,14 @@ def importance(found: Sequence[TrialResult], metric: str) -> list[Importance]:
         columns.append(column)
         correlations[key] = float(spearmanr(column, values).statistic) if numeric and np.ptp(column) > 0 else math.nan
     table = np.stack(columns, 1)
-    forest = RandomForestRegressor(n_estimators=200, min_samples_leaf=2, random_state=0).fit(table, values)
-    shuffled: Any = permutation_importance(forest, table, values, n_repeats=20, random_state=0)
-    raw = np.maximum(shuffled.importances_mean, 0.0)
+    forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, random_state=0).fit(table, values)
+    rng = np.random.default_rng(0)
+    shuffled = np.repeat(table[None], len(keys) * _SHUFFLES, 0).reshape(len(keys), _SHUFFLES, *table.shape)
+    for i in range(len(keys)):
+        for copy in shuffled[i]:
+            copy[:, i] = rng.permutation(copy[:, i])
+    error = (forest.predict(shuffled.reshape(-1, len(keys))).reshape(len(keys), -1) - np.tile(values, _SHUFFLES)) ** 2
+    raw = np.maximum(error.mean(1) - ((forest.predict(table) - values) ** 2).mean(), 0.0)
     total = raw.sum() or 1.0
     shares = [Importance(key=key, share=float(x / total), correlation=correlations[key]) for key, x in zip(keys, raw, strict=True)]
     return sorted(shares, key=lambda one: -one.share)

@@ -209,11 +209,13 @@ def _result(trial: Trial, home: Path, metric: str) -> TrialResult:
     return TrialResult(trial=trial, directory=home, history=history, score=max(values, default=math.nan), **end)
 
 
-def best(found: list[TrialResult]) -> TrialResult:
-    """The trial with the highest score, the first of equals.
+def best(found: list[TrialResult], metric: str = "", second: str = "") -> TrialResult:
+    """The trial with the highest score, the first of equals; of two measures the highest sum, which is on their front.
 
     Args:
         found: of a study.
+        metric: of the study; needed with two measures only.
+        second: second measure, of which the value at the epoch of the best first one counts.
 
     Returns:
         The best trial.
@@ -227,7 +229,14 @@ def best(found: list[TrialResult]) -> TrialResult:
         raise ValueError(
             f"none of the {len(found)} trials finished an epoch; {'errors: ' + '; '.join(sorted(errors)) if errors else 'resume the study'}"
         )
-    return max(scored, key=lambda result: (result.score, -result.trial.index))
+
+    def worth(result: TrialResult) -> float:
+        if not second:
+            return result.score
+        kept = next(entry["metrics"].get(second, math.nan) for entry in result.history if entry["metrics"].get(metric) == result.score)
+        return -math.inf if math.isnan(kept) else result.score + kept
+
+    return max(scored, key=lambda result: (worth(result), -result.trial.index))
 
 
 def record_end(home: Path, state: TrialState, *, seconds: float, error: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from srft.config import ConfigError, TrainConfig, from_flat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Choice", "Dimension", "Integer", "LogUniform", "Point", "Space", "Uniform", "srft_space", "wide_space"]
+__all__ = ["Choice", "Dimension", "Integer", "LogUniform", "Point", "Space", "Uniform", "parse_space", "srft_space", "wide_space"]
 
 Point = dict[str, Any]
 """Value by dotted key."""
@@ -269,6 +270,43 @@ class Space:
             Value by dotted key, in the order of the dimensions.
         """
         return {key: dimension.sample(rng) for key, dimension in self.dimensions.items()}
+
+
+def parse_space(settings: Sequence[str]) -> Space:
+    """A space from the command line.
+
+    Args:
+        settings: ``key=a,b,c`` for a choice of numbers, words or JSON lists, ``key=low..high`` for a number or, if both bounds are whole, a
+            whole number, ``key=low..high:log`` for a number whose logarithm is uniform.
+
+    Returns:
+        The space, to be validated with a base.
+
+    Raises:
+        ConfigError: a setting is none of these.
+    """
+    dimensions: dict[str, Dimension] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not text:
+            raise ConfigError(f"--vary {setting!r}: expected key=a,b,c or key=low..high or key=low..high:log")
+        if ".." in text:
+            span, _, log = text.partition(":")
+            try:
+                low, high = (json.loads(bound) for bound in span.split("..", 1))
+            except json.JSONDecodeError:
+                low = high = None
+            if not isinstance(low, int | float) or not isinstance(high, int | float) or log not in ("", "log"):
+                raise ConfigError(f"--vary {setting!r}: expected two numbers, key=low..high or key=low..high:log")
+            whole = isinstance(low, int) and isinstance(high, int)
+            dimensions[key] = LogUniform(low, high) if log else Integer(low, high) if whole else Uniform(low, high)
+            continue
+        try:
+            values = json.loads(f"[{text}]")
+        except json.JSONDecodeError:
+            values = text.split(",")
+        dimensions[key] = Choice(tuple(tuple(value) if isinstance(value, list) else value for value in values))
+    return Space(dimensions)
 
 
 def srft_space() -> Space:

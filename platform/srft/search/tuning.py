@@ -133,7 +133,8 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queu
             # By its number, not by chance, so that a resumed study has the same brackets.
             self._trial_info[trial.trial_id] = self._brackets[index_of(trial) % len(self._brackets)]
             if tune_controller is not None and not reserved:  # Tune keeps one idle process only, but several trials may end at once.
-                reserved.append(tune_controller._actor_cache.increase_max(trial.placement_group_factory, concurrent))
+                controller = getattr(tune_controller, "_tune_controller", tune_controller)
+                reserved.append(controller._actor_cache.increase_max(trial.placement_group_factory, concurrent))
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             index = index_of(trial)
