@@ -16,8 +16,9 @@ from srft.data.crops import crop
 from srft.model import export as exporting
 from srft.model.architecture import PRESETS
 from srft.model.export import export
+from srft.model.normalization import normalize
 from srft.model.pretrained import load_tracker
-from srft.model.tracker import MultiModalTracker, TrackerOutput, normalize
+from srft.model.tracker import MultiModalTracker, TrackerOutput
 
 
 @pytest.fixture(scope="module")

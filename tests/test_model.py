@@ -5,8 +5,9 @@ from srft.method.paradigms import select_trainable
 from srft.model.architecture import PRESETS
 from srft.model.head import decode
 from srft.model.losses import tracking_loss
+from srft.model.normalization import normalize
 from srft.model.pretrained import to_two_streams
-from srft.model.tracker import MultiModalTracker, normalize
+from srft.model.tracker import MultiModalTracker
 from tests.reference import model as reference
 from tests.reference import ostrack
 

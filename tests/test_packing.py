@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from srft.data.images import StoredFrames
 from srft.data.native import write_native
 from srft.data.packing import check_pack, crop_context, pack
 from srft.data.pairs import PairSampler
-from srft.data.shards import MANIFEST, fetch, open_pack, read_manifest
+from srft.data.shards import MANIFEST, fetch, open_pack, read_manifest, shard_sequences
 from srft.data.synthetic import record
 from srft.model.architecture import PRESETS
 
@@ -86,7 +87,7 @@ def test_context_keeps_what_crops_show(roots, tmp_path):
         for i in (0, len(one) - 1):
             assert one.frames[i].shape == other.frames[i].shape
             near, exact = (crop(s.frames[i], s.boxes[i], 3.0, 96)[0].astype(float) for s in (one, other))
-            assert np.abs(near - exact).mean() < 3
+            assert np.abs(near - exact).mean() < 4
     tracked = open_pack(tmp_path / "context", split="all")  # not trained on: whole
     np.testing.assert_array_equal(tracked[0].frames[0], expected[0].frames[0])
 
@@ -115,7 +116,7 @@ def test_an_interrupted_pack_goes_on(roots, tmp_path):
         packed(roots, "visevent", out, on_shard=stop)
     assert not (out / MANIFEST).exists()
     with pytest.raises(DataError, match="not finished"):
-        open_pack(out, split="trainval")
+        open_benchmark("visevent", out, split="trainval")
     first = out / "trainval-00000.arrow"
     before = first.stat().st_mtime_ns
     (out / ".part-killed").mkdir()
@@ -172,21 +173,16 @@ def test_everything_that_is_wrong_is_listed(roots, tmp_path, capsys):
     assert len(json.loads((tmp_path / "report.json").read_text())["problems"]) == 3
     with pytest.raises(DataError, match=rf"{second.file}: \d+ bytes; expected {second.bytes}"):
         open_pack(tmp_path, split="trainval")
-    (tmp_path / second.file).write_bytes(bytes(second.bytes))
-    with pytest.raises(DataError, match="the shard is damaged, copy it again"):
-        check_pack_frame(tmp_path, second)
+    copied = shutil.copytree(tmp_path, tmp_path / "copy")
+    (copied / second.file).write_bytes(bytes(second.bytes))
+    with pytest.raises(DataError, match="not an Arrow file"):
+        shard_sequences(copied, second)[0].frames[0]
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text('{"format": 99}')
     with pytest.raises(DataError, match="format is 99; expected 1"):
         read_manifest(tmp_path)
-
-
-def check_pack_frame(root, shard):
-    from srft.data.shards import shard_sequences
-
-    return shard_sequences(root, shard)[0].frames[0]
 
 
 def test_a_pack_in_an_object_store_is_fetched_once_and_checked(roots, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ import torch
 from srft.data.crops import crop
 from srft.evaluation.online import BatchTracker
 from srft.files import git_commit
-from srft.model.tracker import MEAN, STD, MultiModalTracker
+from srft.model.normalization import MEAN, STD
+from srft.model.tracker import MultiModalTracker
 from tests.reference import online as published
 from tests.reference import ostrack
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from srft.config import Modality
 from srft.data.benchmarks import DataError, open_benchmark
@@ -25,7 +27,7 @@ from srft.data.benchmarks.splits import Split
 from srft.data.crops import Window, window
 from srft.data.images import Data, StoredFrame, StoredFrames, StoredImage, decode, same_size
 from srft.data.sequence import Sequence
-from srft.data.shards import MANIFEST, ROWS, Manifest, ShardFile, fetch, is_pack, read_manifest, shard_sequences
+from srft.data.shards import MANIFEST, ROWS, Manifest, ShardFile, fetch, read_manifest, shard_sequences
 from srft.files import environment, sha256, sync
 
 __all__ = ["check_pack", "crop_context", "pack"]
@@ -101,7 +103,8 @@ def pack(
             identity = hashlib.sha256(described.encode()).hexdigest()[:16]
             plans.append(_Plan(f"{split}-{number:05d}.arrow", split, some, kept, quality, identity))
     wanted = {plan.file: plan.identity for plan in plans}
-    if is_pack(out):
+    filesystem, path = url_to_fs(str(out))
+    if filesystem.exists(f"{path}/{MANIFEST}"):
         found = read_manifest(out)
         if {shard.file for shard in found.shards} != set(wanted) or (found.benchmark, found.context) != (benchmark, context):
             raise DataError(f"{out}: holds another pack ({found.benchmark}, context {found.context}); choose another place or delete it")
@@ -141,7 +144,7 @@ def pack(
 
 
 def crop_context(stored: StoredFrame, box: np.ndarray, factor: float, quality: int) -> StoredFrame:
-    """Keep what is around the target, encoded again as JPEGs without colour subsampling, for cheap decoding.
+    """Keep what is around the target, encoded again for cheap decoding: JPEGs, those of the auxiliary modality without colour subsampling.
 
     Renderings, such as colours for depth, need the whole frame and are applied before. What is cut off appears black, as if outside the
     frame: for training crops of the published sizes and jitter 10 target sizes cut off next to nothing.
@@ -163,9 +166,9 @@ def crop_context(stored: StoredFrame, box: np.ndarray, factor: float, quality: i
     square = window(box, factor)
     (x1, x2), (y1, y2) = _inside(square.left, square, width), _inside(square.top, square, height)
     images = []
-    for image, part in zip(stored.images, parts, strict=True):
+    for image, part, subsampling in zip(stored.images, parts, ("420", "444"), strict=False):
         pixels = np.ascontiguousarray(part.pixels[y1:y2, x1:x2])
-        images.append(StoredImage(simplejpeg.encode_jpeg(pixels, quality, "RGB", "444"), "image", image.name))
+        images.append(StoredImage(simplejpeg.encode_jpeg(pixels, quality, "RGB", subsampling), "image", image.name))
     return StoredFrame(tuple(images), (height, width), (x1, y1))
 
 
@@ -346,7 +349,6 @@ def _bytes(data: Data) -> bytes:
 def _finished(out: str | Path, plan: _Plan) -> ShardFile | None:
     # The shard if it was written before, for the same plan.
     import pyarrow as pa
-    from fsspec.core import url_to_fs
 
     filesystem, path = url_to_fs(str(out))
     name = plan.file.removesuffix(".arrow") + ".index.arrow"
@@ -364,9 +366,6 @@ def _finished(out: str | Path, plan: _Plan) -> ShardFile | None:
 
 def _folder(out: str | Path) -> Path | None:
     # The pack's own folder on a local file system.
-    from fsspec.core import url_to_fs
-    from fsspec.implementations.local import LocalFileSystem
-
     filesystem, path = url_to_fs(str(out))
     return Path(path) if isinstance(filesystem, LocalFileSystem) else None
 
@@ -380,8 +379,6 @@ def _workspace(out: str | Path) -> Iterator[Path]:
 
 def _publish(file: Path, out: str | Path) -> None:
     # Whole or not at all: a rename here, one upload elsewhere.
-    from fsspec.core import url_to_fs
-
     if folder := _folder(out):
         sync(file)
         os.replace(file, folder / file.name)

@@ -18,7 +18,7 @@ from srft.data.images import StoredFrames
 from srft.data.sampling import draw_frames, draw_sequence, unusable
 from srft.data.sequence import Sequence
 from srft.model.architecture import Architecture
-from srft.model.tracker import normalize
+from srft.model.normalization import normalize
 
 
 class SampleError(ValueError):

@@ -98,10 +98,10 @@ def is_pack(root: str | Path) -> bool:
         root: a folder, or an address that fsspec knows, such as ``s3://bucket/pack``.
 
     Returns:
-        True if it has a manifest.
+        True if it has a manifest, or shards: then its making was interrupted, and :func:`read_manifest` says so.
     """
     filesystem, path = _place(root)
-    return bool(filesystem.exists(f"{path}/{MANIFEST}"))
+    return bool(filesystem.exists(f"{path}/{MANIFEST}") or filesystem.glob(f"{path}/*.index.arrow"))
 
 
 def read_manifest(root: str | Path) -> Manifest:
@@ -277,14 +277,14 @@ class PackedFrames:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"frame {index} of sequence {self.name}; it has {self.count}")
-        path = fetch(self.root, self.shard.file, self.shard.sha256)
+        path = _local(self.root, self.shard.file, self.shard.sha256)
         at, row = divmod(self.first + index, ROWS)
         try:
-            batch = _arrow(path).get_batch(at)
-            columns = [batch.column(name)[row].as_buffer() for name in ("rgb", "aux")[: len(self.renderings)]]
+            batch = _batch(path, at)
+            columns = [batch[name][row].as_buffer() for name in ("rgb", "aux")[: len(self.renderings)]]
             where = None
             if "frame_height" in batch.schema.names:
-                where = [int(batch.column(name)[row].as_py()) for name in ("frame_height", "frame_width", "left", "top")]
+                where = [int(batch[name][row].as_py()) for name in ("frame_height", "frame_width", "left", "top")]
         except (KeyError, IndexError, ValueError, OSError) as error:
             raise DataError(f"{path}: row {self.first + index} cannot be read ({error}); the shard is damaged, copy it again") from error
         name = f"{self.root}/{self.shard.file}, sequence {self.name}, frame {index}"
@@ -296,6 +296,16 @@ class PackedFrames:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return decode_frame(self.stored(index))
+
+
+@functools.lru_cache(maxsize=4096)
+def _local(root: str, file: str, checksum: str) -> Path:
+    return fetch(root, file, checksum)
+
+
+@functools.lru_cache(maxsize=4096)
+def _batch(path: Path, at: int) -> Any:
+    return _arrow(path).get_batch(at)  # addresses in the memory map, no images
 
 
 @functools.lru_cache(maxsize=512)

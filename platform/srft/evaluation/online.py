@@ -16,7 +16,8 @@ from srft.data.crops import crop, region_side
 from srft.data.frames import Frame, Parts, read_ahead, split_frame
 from srft.data.sequence import Sequence
 from srft.model.head import decode
-from srft.model.tracker import MultiModalTracker, normalize
+from srft.model.normalization import normalize
+from srft.model.tracker import MultiModalTracker
 
 Precision = Literal["fp32", "bf16"]
 """Of the network's matrix products. Box arithmetic is float64 and maps are float32 in both."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from srft.files import aside
 from srft.model.architecture import preset_of
-from srft.model.tracker import MEAN, STD, MultiModalTracker, TrackerOutput, normalize
+from srft.model.normalization import MEAN, STD, normalize
+from srft.model.tracker import MultiModalTracker, TrackerOutput
 
 __all__ = ["TOLERANCE", "describe", "export"]
 
