@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 PYTHONPATH=platform:. python tests/benchmarks/data_cost.py --json tests/benchmarks/results/data.json
 
 640 x 480 JPEGs (RGB and auxiliary image), targets of 16 to 160 pixels, samples for `base` (template 128, search region 256 pixels).
-Samples per second and core are medians of the thread's processor time over rounds that alternate with the plain pipeline; the loader's are
-of the wall clock, with one and with two processes, and its memory what a process holds beyond one that has imported torch.
+Samples per second and core are medians of the thread's processor time over rounds that alternate with the plain pipeline. The loader's are
+of the wall clock and of bytes, as they leave its processes, one or two; its memory is what a process holds beyond one that imported torch.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def per_core(root: Path, samplers: dict[str, PairSampler], count: int, rounds: i
 
 
 def scaling(sampler: PairSampler, batch: int, steps: int) -> dict[str, float]:
-    """Samples per second of the loader with one and two processes, by the wall clock after its start, and a process's memory."""
+    """Samples per second, as bytes, of the loader with one and two processes, by the wall clock after its start, and a process's memory."""
     alone = subprocess.run(
         [sys.executable, "-c", "import torch; print(open('/proc/self/status').read())"], capture_output=True, text=True, check=True
     ).stdout
@@ -119,18 +119,16 @@ def scaling(sampler: PairSampler, batch: int, steps: int) -> dict[str, float]:
     figures = {}
     for workers in (1, 2, 1, 2):
         loader = PairLoader(sampler, epochs=1, steps=steps + 4, batch_size=batch, workers=workers)
-        batches = loader.epoch(0)
+        made = iter(loader._started(0, 0))
         for _ in range(4):  # what was made ahead while the processes started
-            next(batches)
+            next(made)
         start = time.perf_counter()
         for _ in range(steps):
-            next(batches)
+            next(made)
         rate = batch * steps / (time.perf_counter() - start)
         figures[f"{workers} processes"] = max(rate, figures.get(f"{workers} processes", 0.0))
-        made = loader._made
-        assert made is not None
-        figures["memory_mib_beyond_torch"] = max(rss(w.pid) for w in made._workers) - torch_mib  # ty: ignore
-        loader.close()
+        figures["memory_mib_beyond_torch"] = max(rss(worker.pid) for worker in vars(made)["_workers"]) - torch_mib
+        del made
     return figures | {"ratio": figures["2 processes"] / figures["1 processes"]}
 
 
