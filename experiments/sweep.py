@@ -17,8 +17,8 @@ from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
 from srft.files import write_json, write_text
 from srft.search.record import TrialResult, best, claim, known_trials
-from srft.search.space import parse_space, srft_space, wide_space
-from srft.search.study import Search, Study
+from srft.search.space import Space, parse_space, srft_space, wide_space
+from srft.search.study import CHANGEABLE, Search, Study
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Sweep:
     objective: Objective = "target"
     """What the best trial is best at: the target domain, or the compromise between that and what was kept of the source domain (pareto)."""
     space: Literal["srft", "wide"] = "srft"
-    """K, kappa, schedule, both strengths and the rate; or also the damping's range, the term's form, the paradigm and the weight decay."""
+    """K, kappa, schedule, both strengths and the rate; or also the damping's range, the term's form, the paradigm and the weight decay.
+    With --search pbt those of them that can change while a trial trains."""
     vary: tuple[str, ...] = ()
     """Settings to vary instead: key=a,b,c or key=low..high or key=low..high:log."""
     levels: int = 3
@@ -115,10 +116,13 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
     if sweep.config is not None:
         base = load(sweep.config, base)
     base = dataclasses.replace(base, workers=sweep.workers)
+    space = parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space()
+    if sweep.search == "pbt" and not sweep.vary:
+        space = Space({key: dimension for key, dimension in space.dimensions.items() if key in CHANGEABLE})
     return Study(
         name=f"{modality}-sweep",
         base=base,
-        space=parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space(),
+        space=space,
         num_samples=min(sweep.num_samples, 4 if sweep.search == "pbt" else 2) if quick and sweep.search != "grid" else sweep.num_samples,
         search=sweep.search,
         levels=sweep.levels,

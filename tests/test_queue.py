@@ -194,6 +194,7 @@ def test_gpu_hours_count_where_gpus_are_used(tmp_path, monkeypatch):
         ({"second": "loss"}, "'loss'"),
         ({"search": "grid", "num_samples": 2}, "the grid has 3 points"),
         ({"search": "pbt", "num_samples": 3}, "at least 4"),
+        ({"search": "pbt", "space": Space({"srft.rank": Choice((4, 8))})}, "srft.rank cannot change"),
         ({"search": "pbt", "space": Space({"paradigm": Choice(("srft", "full"))})}, "paradigm cannot change"),
         ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5"),
         ({"gpus_per_worker": 0.5, "base": from_flat({"workers": 2}, BASE)}, "2 worker"),

@@ -13,6 +13,7 @@ import pytest
 from leaderboard import describe, leaderboard, row, trial_row
 from srft.config import ConfigError, from_flat, to_flat
 from srft.search.record import TrialResult, claim
+from srft.search.space import srft_space
 from sweep import Sweep, make_study, test_metrics, test_sets
 from tests.conftest import RayCluster
 
@@ -139,7 +140,9 @@ def test_options_decide_the_study() -> None:
     assert (grid.size, grid.early_stopping) == (7, False)
     with pytest.raises(ConfigError, match=r"grid has 972 points.*give 972"):
         make_study(Sweep(search="grid"))
-    assert make_study(Sweep(search="pbt", quick=True)).num_samples == 4
+    population = make_study(Sweep(search="pbt", quick=True))
+    assert population.num_samples == 4
+    assert population.space.dimensions.keys() == srft_space().dimensions.keys() - {"srft.rank"}
 
 
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:

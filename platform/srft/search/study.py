@@ -18,11 +18,15 @@ from srft.search import draw
 from srft.search.draw import Observation
 from srft.search.space import Point, Space
 
-__all__ = ["Search", "Study", "Trial", "make_trial"]
+__all__ = ["CHANGEABLE", "Search", "Study", "Trial", "make_trial"]
 
 Search = Literal["random", "sobol", "grid", "tpe", "pbt"]
-_CHANGEABLE = ("srft.", "optim.lr", "optim.weight_decay", "optim.grad_clip", "baseline.strength")
-"""Settings, or their beginnings, that may change while a run trains."""
+CHANGEABLE = frozenset(
+    [f"srft.{key}" for key in ("kappa", "schedule", "prior_strength", "damping_strength", "damping_range", "refresh")]
+    + [f"optim.{key}" for key in ("lr", "weight_decay", "grad_clip")]
+    + ["baseline.strength"]
+)
+"""Settings that may change while a run trains: no tensor's shape follows from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +134,11 @@ class Study:
                 f"{where}: the grid has {size} points, num_samples is {self.num_samples}; give {size}, or fewer values or levels"
             )
         if self.search == "pbt":
-            stuck = [key for key in self.space.dimensions if not key.startswith(_CHANGEABLE)]
+            stuck = [key for key in self.space.dimensions if key not in CHANGEABLE]
             if stuck:
-                raise ConfigError(f"{where}: {', '.join(stuck)} cannot change while a trial trains; leave it out of a pbt space")
+                raise ConfigError(
+                    f"{where}: {', '.join(stuck)} cannot change while a trial trains; a pbt space may have {', '.join(sorted(CHANGEABLE))}"
+                )
             if 0 < self.num_samples < 4:
                 raise ConfigError(f"{where}: num_samples is {self.num_samples}; expected at least 4, a population")
 
