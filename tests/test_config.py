@@ -56,7 +56,15 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     assert load(bad).optim.lr == 1e-3
 
 
-LAYOUT = {"name": "x", "workers": 2, "min_workers": 1, "strategy": "fsdp2", "checkpoint_steps": 7, "data.loader_workers": 2}
+LAYOUT = {
+    "name": "x",
+    "workers": 2,
+    "min_workers": 1,
+    "strategy": "fsdp2",
+    "checkpoint_steps": 7,
+    "data.loader_workers": 2,
+    "data.loader": "ray",
+}
 
 
 @given(key=st.sampled_from(sorted(set(to_flat(TrainConfig())) - LAYOUT.keys())))
@@ -67,6 +75,7 @@ def test_digest_follows_every_setting_but_name_and_layout(key):
     alternatives = {
         "data.benchmark": "lasher", "data.root": "/b", "data.source_benchmark": "lasot", "data.source_root": "/b",
         "paradigm": "full", "data.pairs": "published", "data.augmentation": "published", "data.decode": "reduced",
+        "data.spread": "sequences",
         "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3],

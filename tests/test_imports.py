@@ -31,6 +31,7 @@ ONLY = {
     "ray": {
         "srft.training.cluster",
         "srft.training.distributed",
+        "srft.training.ray_loader",
         "srft.training.sparsity_actor",
         "srft.evaluation.runner",
         "srft.search.*",

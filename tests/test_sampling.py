@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from srft.data.sampling import draw_frames, mixture, unusable
+from srft.data.sampling import dealt, draw_frames, mixture, unusable
 from srft.data.sequence import Sequence
 
 
@@ -79,3 +79,13 @@ def test_mixtures_that_cannot_be_are_named():
         mixture({"a": ()})
     with pytest.raises(ValueError, match="ratio 0"):
         mixture({"a": few}, {"a": 0})
+
+
+def test_whole_sequences_are_dealt_evenly_and_once():
+    all_of_them = tuple(range(7))
+    for workers in (1, 2, 3, 7):
+        shares = [dealt(all_of_them, rank, workers) for rank in range(workers)]
+        assert sum(shares, ()) == all_of_them
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(ValueError, match="7 sequences for 8 workers"):
+        dealt(all_of_them, 0, 8)

@@ -29,6 +29,8 @@ Paradigm = Literal[
 PairRule = Literal["near", "published"]
 Augmentation = Literal["joint", "published"]
 Decoding = Literal["exact", "reduced"]
+Spread = Literal["all", "sequences"]
+Loader = Literal["local", "ray"]
 Modality = Literal["rgb", "rgbe", "rgbd", "rgbt"]
 Precision = Literal["fp32", "bf16", "fp16"]
 RateDecay = Literal["cosine", "constant", "step"]
@@ -128,6 +130,10 @@ class DataConfig:
     """Stored images are decoded exactly, or to a half, quarter or eighth where a crop shrinks them as much: faster, a little smoother."""
     loader_workers: int = 0
     """Processes per training process that make batches ahead; 0 makes them when they are needed. The samples are the same."""
+    loader: Loader = "local"
+    """Batches are made beside the training process, or by Ray Data tasks on any node of its cluster that has a CPU free."""
+    spread: Spread = "all"
+    """Each training process draws from all sequences, or from its own share of whole sequences, for data that no node holds in full."""
 
     def __post_init__(self) -> None:
         for name, root in (("benchmark", "root"), ("source_benchmark", "source_root")):
@@ -152,7 +158,8 @@ class DataConfig:
         _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
         _check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
         _check(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "at least 0")
-        for name, choices in {"pairs": PairRule, "augmentation": Augmentation, "decode": Decoding}.items():
+        chosen = {"pairs": PairRule, "augmentation": Augmentation, "decode": Decoding, "loader": Loader, "spread": Spread}
+        for name, choices in chosen.items():
             _check(getattr(self, name) in get_args(choices), f"data.{name}", getattr(self, name), f"one of {get_args(choices)}")
 
 
@@ -328,7 +335,7 @@ class TrainConfig:
             Eight hex digits that change whenever a setting does, except for the name, how it is laid out over workers, and how often
             it is saved.
         """
-        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers")
+        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers", "data.loader")
         flat = {key: value for key, value in to_flat(self).items() if key not in apart}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 

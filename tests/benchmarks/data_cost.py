@@ -119,7 +119,7 @@ def scaling(sampler: PairSampler, batch: int, steps: int) -> dict[str, float]:
     figures = {}
     for workers in (1, 2, 1, 2):
         loader = PairLoader(sampler, epochs=1, steps=steps + 4, batch_size=batch, workers=workers)
-        made = iter(loader._started(0, 0))
+        made = loader._started(0, 0)
         for _ in range(4):  # what was made ahead while the processes started
             next(made)
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from srft.data.pairs import Batch, Pair, PairDataset, PairSampler, RawBatch, SampleError, normalized, share, stack
+from srft.data.pairs import Batch, PairDataset, PairSampler, RawBatch, SampleError, normalized, share, stack
 
 __all__ = ["PairLoader"]
 
@@ -89,12 +89,9 @@ class PairLoader:
         """
         if not (0 <= epoch < self.epochs and 0 <= step < self.steps):
             raise IndexError(f"epoch {epoch}, step {step} of a run of {self.epochs} epochs of {self.steps} steps")
-        if self.workers == 0:
-            keys = share(step, self.batch_size, self.rank, self.world_size)
-            return self._moved(stack([self.sampler.pair(epoch, index) for index in keys]))
         if self._made is None or self._next != (epoch, step):
             self.close()
-            self._made = iter(self._started(epoch, step))
+            self._made = self._started(epoch, step)
         self._next = (epoch, step + 1) if step + 1 < self.steps else (epoch + 1, 0)
         try:
             return self._moved(next(self._made))
@@ -119,21 +116,26 @@ class PairLoader:
         """End the processes; a later batch starts new ones."""
         self._made = self._next = None
 
-    def _started(self, epoch: int, step: int) -> DataLoader[Pair]:
+    def _started(self, epoch: int, step: int) -> Iterator[RawBatch]:
+        # The batches from a step to the end of the run.
+        if not self.workers:
+            return (stack([self.sampler.pair(*key) for key in keys]) for keys in _Keys(self, epoch, step))
         context = None
-        if self.workers and "forkserver" in multiprocessing.get_all_start_methods():
+        if "forkserver" in multiprocessing.get_all_start_methods():
             # A process that has trained holds locks and threads that a fork of it would wait for; the server's has imported, and no more.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["srft.data.pairs"])
-        return DataLoader(
-            PairDataset(self.sampler),
-            batch_sampler=_Keys(self, epoch, step),
-            collate_fn=stack,
-            num_workers=self.workers,
-            prefetch_factor=self.ahead,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_one_thread,
-            multiprocessing_context=context,
+        return iter(
+            DataLoader(
+                PairDataset(self.sampler),
+                batch_sampler=_Keys(self, epoch, step),
+                collate_fn=stack,
+                num_workers=self.workers,
+                prefetch_factor=self.ahead,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_one_thread,
+                multiprocessing_context=context,
+            )
         )
 
     def _moved(self, raw: RawBatch) -> Batch:

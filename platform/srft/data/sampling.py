@@ -9,7 +9,7 @@ import numpy as np
 from srft.config import PairRule
 from srft.data.sequence import Sequence
 
-__all__ = ["draw_frames", "draw_sequence", "mixture", "unusable"]
+__all__ = ["dealt", "draw_frames", "draw_sequence", "mixture", "unusable"]
 
 _PUBLISHED_FRAMES, _PUBLISHED_VISIBLE, _PUBLISHED_WIDENING = 20, 2 * (1 + 1) + 1, 5
 
@@ -88,6 +88,25 @@ def draw_sequence(rng: np.random.Generator, count: int, weights: tuple[float, ..
         return int(rng.integers(count))
     edges = np.cumsum(weights)
     return min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), count - 1)
+
+
+def dealt(sequences: tuple[Sequence, ...], rank: int, world_size: int) -> tuple[Sequence, ...]:
+    """One worker's share of whole sequences: neighbours, which share the shards of a pack, and as many as any other's or one less.
+
+    Args:
+        sequences: of all workers.
+        rank: this worker.
+        world_size: workers.
+
+    Returns:
+        Its sequences.
+
+    Raises:
+        ValueError: there are fewer sequences than workers.
+    """
+    if len(sequences) < world_size:
+        raise ValueError(f"{len(sequences)} sequences for {world_size} workers; expected at least one for each, or data.spread=all")
+    return sequences[rank * len(sequences) // world_size : (rank + 1) * len(sequences) // world_size]
 
 
 def mixture(

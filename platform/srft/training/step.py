@@ -12,13 +12,14 @@ from srft.config import BaselineConfig, ConfigError, TrainConfig, from_flat
 from srft.data.domain import load_domain
 from srft.data.loader import PairLoader
 from srft.data.pairs import PairSampler
+from srft.data.sampling import dealt
 from srft.data.sequence import Domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains
 from srft.method.prior import PriorSensitivity
 from srft.method.sparsity import LocalExchange
-from srft.model.architecture import preset_of
+from srft.model.architecture import Architecture, preset_of
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
 from srft.training import checkpoint
@@ -202,19 +203,30 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
         update=Updater(model, optimizer, config.optim),
         energies=energies if regularized and energies.attach(model) else None,
         mean=RunningMean(trained, config.optim.ema) if config.optim.ema else None,
-        loader=PairLoader(
-            PairSampler.of(domain.train, network.arch, config.data, seed=config.seed),
-            epochs=config.optim.epochs,
-            steps=config.optim.steps_per_epoch,
-            batch_size=config.optim.batch_size,
-            rank=worker.rank,
-            world_size=worker.world_size,
-            workers=config.data.loader_workers,
-            device=worker.device,
-        ),
+        loader=_loader(config, domain, network.arch, worker),
         exchange=worker.statistics or LocalExchange(config.srft.refresh),
         checkpoints=checkpoints,
         regularized=regularized,
+    )
+
+
+def _loader(config: TrainConfig, domain: Domain, arch: Architecture, worker: Worker) -> PairLoader:
+    data, optim = config.data, config.optim
+    train = dealt(domain.train, worker.rank, worker.world_size) if data.spread == "sequences" else domain.train
+    kind = PairLoader
+    if data.loader == "ray":
+        from srft.training.ray_loader import RayPairLoader  # here: training in one process does without Ray
+
+        kind = RayPairLoader
+    return kind(
+        PairSampler.of(train, arch, data, seed=config.seed),
+        epochs=optim.epochs,
+        steps=optim.steps_per_epoch,
+        batch_size=optim.batch_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        workers=data.loader_workers,
+        device=worker.device,
     )
 
 
