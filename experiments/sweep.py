@@ -41,8 +41,8 @@ class Sweep:
     """How trials are drawn: independently, evenly (sobol), every combination (grid), from what earlier trials showed (tpe), or
     independently and then, after every epoch, the worst go on from the best with settings near theirs (pbt)."""
     scheduler: Scheduler = "asha"
-    """Which trials are stopped early: those behind the better half after 1, 2, 4, ... epochs (asha), the same with first looks at
-    different epochs (hyperband), or none; with --search pbt or --objective pareto none is."""
+    """Which trials go on: the better half after 1, 2, 4, ... epochs (asha), the same in three groups that are first compared after 1, 2
+    and 4 epochs (hyperband), or all (none, always so with --search pbt or --objective pareto)."""
     objective: Objective = "target"
     """What the best trial is best at: the target domain, or the compromise between that and what was kept of the source domain (pareto)."""
     space: Literal["srft", "wide"] = "srft"

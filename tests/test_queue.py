@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def session(study, directory, *, turns=10**6, fail=()):
                     train(turn.trial.config, toy_entry, directory=home, on_epoch=on_epoch, resume=True)
         queue.back(index)
         watch.end(index, error, paused=queue.pauses(index))
-    assert turns == 0 or queue.done
+    if turns:
+        assert queue.done
+        queue.end()
     return order, queue
 
 
@@ -64,7 +67,7 @@ def summary(study, directory):
 
 
 def test_proposed_trials_are_the_same_after_an_interruption(tmp_path):
-    study = Study(name="toy", base=BASE, space=SPACE, num_samples=9, search="tpe", fixed=({"paradigm": "full"},))
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=9, search="tpe", fixed=({"paradigm": "full"},), early_stopping=False)
     for name in ("a", "b"):
         claim(study, tmp_path / name, resume=False)
     assert session(study, tmp_path / "a")[0] == list(range(10))
@@ -82,6 +85,50 @@ def test_proposed_trials_are_the_same_after_an_interruption(tmp_path):
     learned = [r.trial.point["srft.kappa"] for r in results(warm, tmp_path / "c")[1:]]
     assert len(learned) == 2
     assert not set(learned) & set(drawn)  # the same seeds, but ten trials to learn from
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"search": "tpe"}, {"brackets": 2}, {"reduction": 3, "num_samples": 9}], ids=["asha", "tpe", "brackets", "thirds"]
+)
+def test_only_the_best_go_on_from_a_rung(tmp_path, changes):
+    base = from_flat({"optim.epochs": 8}, BASE)
+    study = Study(**{"name": "toy", "base": base, "space": SPACE, "num_samples": 8, "fixed": ({"srft.kappa": 2.0},), **changes})
+    for name in ("a", "b"):
+        claim(study, tmp_path / name, resume=False)
+    session(study, tmp_path / "a")
+    fixed, *found = results(study, tmp_path / "a")
+    assert (fixed.state, len(fixed.history)) == ("finished", 8)
+    assert {r.state for r in found} == {"finished", "stopped"}
+    whole = [r for r in found if r.state == "finished"]
+    assert min(found, key=lambda r: r.trial.point["srft.kappa"]) in whole  # the smallest is the best
+    assert sum(len(r.history) for r in found) <= 0.5 * 8 * len(found)
+    reached = [sum(len(r.history) > rung for r in found if r.trial.index % study.brackets == 0) for rung in (0, 1, 2, 4)]
+    assert reached[0] == len([r for r in found if r.trial.index % study.brackets == 0])
+    assert (reached[-1] < reached[0]) if changes.keys() & {"reduction", "brackets"} else all(b <= 0.75 * a for a, b in pairwise(reached))
+    for turns in (1, 4, 5):  # interrupted between turns
+        session(study, tmp_path / "b", turns=turns)
+    session(study, tmp_path / "b")
+    assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
+
+
+def test_a_budget_leaves_paused_trials_to_go_on(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, max_hours=1.0)
+    claim(study, tmp_path, resume=False)
+    session(study, tmp_path, turns=3)
+    (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 2.0}')
+    assert session(study, tmp_path)[0] == []
+    assert not {r.state for r in results(study, tmp_path)} & {"finished", "stopped"}
+    session(dataclasses.replace(study, max_hours=9.0), tmp_path)
+    assert {r.state for r in results(study, tmp_path)} == {"finished", "stopped"}
+
+
+def test_one_trial_is_trained_to_the_end_however_few_there_are(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=3)
+    claim(study, tmp_path, resume=False)
+    session(study, tmp_path, fail=(0,))
+    found = results(study, tmp_path)
+    assert [r.state for r in found].count("finished") == 1
+    assert found[0].state == "failed"
 
 
 def test_a_population_goes_on_from_its_best_members(tmp_path):
@@ -149,7 +196,7 @@ def test_exchanges():
 
 
 def test_one_failure_after_the_other_ends_a_study(tmp_path):
-    study = Study(name="toy", base=BASE, space=SPACE, num_samples=8, max_failed=3)
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=8, max_failed=3, early_stopping=False)
     claim(study, tmp_path, resume=False)
     order, queue = session(study, tmp_path, fail=range(1, 8))
     assert order == [0, 1, 2, 3]
@@ -160,7 +207,7 @@ def test_one_failure_after_the_other_ends_a_study(tmp_path):
 
 
 def test_hours_end_a_study_that_can_go_on(tmp_path):
-    study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_hours=1e-9)
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_hours=1e-9, early_stopping=False)
     claim(study, tmp_path, resume=False)
     order, queue = session(study, tmp_path)
     assert order == []

@@ -16,6 +16,9 @@ from srft.search.record import TrialResult
 
 __all__ = ["draw"]
 
+_LABELLED = 40
+"""Trials up to which each is named in a plot."""
+
 
 def draw(
     found: Sequence[TrialResult], metric: str, importances: Sequence[Importance], folder: Path, *, stability: str = STABILITY
@@ -54,7 +57,8 @@ def draw(
         axes.scatter(points[rows, 1], points[rows, 0], marker=marker, label=label, color="tab:orange" if fixed else "tab:blue")
     order = np.argsort(points[front, 1])
     axes.step(points[front][order, 1], points[front][order, 0], where="pre", color="0.4", linewidth=1, label="Pareto front")
-    for r, (high, kept) in zip(scored, points, strict=True):
+    crowded = len(scored) > _LABELLED
+    for r, (high, kept) in zip([] if crowded else scored, points, strict=False):
         axes.annotate(str(r.trial.index), (kept, high), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel=f"{stability} (kept)", ylabel=f"{metric} (learned)")
     axes.legend(fontsize=8)
@@ -68,7 +72,8 @@ def draw(
         axes.plot(*zip(*curve, strict=True), marker=".", label=str(r.trial.index), linestyle="--" if r.trial.fixed else "-")
     axes.set(xlabel="epoch", ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=3, title="trial")
+    if not crowded:
+        axes.legend(fontsize=7, ncols=3, title="trial")
     save(figure, "curves.png")
 
     keys, drawn = varied(found), [r for r in scored if not r.trial.fixed]

@@ -1,4 +1,4 @@
-"""Which trial of a study trains next: drawn beforehand, proposed, or a population's; and when no more do."""
+"""Which trial of a study trains next: one that goes on from a rung, drawn beforehand, proposed, or a population's; and when no more do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srft.search import draw
+from srft.search.halving import promotable, rungs
 from srft.search.population import exchanges, fork
 from srft.search.record import forget_end, record_trials, trial_directory
 from srft.search.study import Study, Trial
@@ -41,9 +42,11 @@ class Queue:
             generation: of a population, so far.
         """
         self.study, self.directory, self.watch, self.generation = study, directory, watch, generation
+        self._halving = study.early_stopping and not study.second and study.search != "pbt"
         self._out: set[int] = set()
+        self._turns: dict[int, int] = {}
         waiting = [i for i in sorted(watch.trials) if i not in watch.over]
-        self._waiting = deque(i for i in waiting if watch.epochs(i) < self._until(i) or watch.epochs(i) == watch.total_epochs(i))
+        self._waiting = deque(i for i in waiting if not self._between_turns(i))
         self.closed = ""
         """Why no more trials are handed out before the study's end; empty while they are."""
 
@@ -64,19 +67,22 @@ class Queue:
         self._close()
         if self.closed:
             return None
+        if not self._waiting or self._halving:
+            self._waiting.extendleft(self._promoted()[:1])
         if not self._waiting:
             self._draw()
         if not self._waiting:
             return None
         trial = self.watch.trials[self._waiting.popleft()]
         self._out.add(trial.index)
+        self._turns[trial.index] = self._until(trial.index)
         forget_end(trial_directory(self.directory, trial))
-        return Turn(trial=trial, until=self._until(trial.index))
+        return Turn(trial=trial, until=self._turns[trial.index])
 
     @property
     def done(self) -> bool:
         """Whether no trial is waiting, training, or still to be drawn."""
-        return not self._out and (bool(self.closed) or not (self._waiting or self._more()))
+        return not self._out and (bool(self.closed) or not (self._waiting or self._more() or self._promoted()))
 
     def back(self, index: int) -> None:
         """A trial has ended or paused.
@@ -95,13 +101,55 @@ class Queue:
         Returns:
             Whether it reached the end of its turn, not its own.
         """
-        return self._until(index) <= self.watch.epochs(index) < self.watch.total_epochs(index)
+        return self._turns[index] <= self.watch.epochs(index) < self.watch.total_epochs(index)
+
+    def end(self) -> None:
+        """Nothing else is to train: trials that paused at a rung stay there, unless the study was closed before its end."""
+        watch = self.watch
+        for index in sorted(watch.trials):
+            if self._halving and not self.closed and index not in watch.over | watch.failed and self._between_turns(index):
+                watch.end(index, None)
 
     def _until(self, index: int) -> int:
         total = self.watch.total_epochs(index)
-        if self.study.search != "pbt" or self.watch.trials[index].fixed:
-            return total
-        return min(total, (self.generation + 1) * self.study.perturb_epochs)
+        if self.study.search == "pbt" and not self.watch.trials[index].fixed:
+            return min(total, (self.generation + 1) * self.study.perturb_epochs)
+        return next((rung for rung in self._rungs(index) if rung > self.watch.epochs(index)), total)
+
+    def _between_turns(self, index: int) -> bool:
+        # Paused: at a rung, or ahead of a population that is not complete. At its end it only has to be taken note of.
+        epochs = self.watch.epochs(index)
+        if self.study.search == "pbt":
+            return self._until(index) <= epochs < self.watch.total_epochs(index)
+        return epochs in self._rungs(index)
+
+    def _rungs(self, index: int) -> list[int]:
+        study = self.study
+        if not self._halving or self.watch.trials[index].fixed:
+            return []
+        bracket = index % study.brackets
+        return rungs(self.watch.total_epochs(index), grace=study.grace_epochs, reduction=study.reduction, bracket=bracket)
+
+    def _promoted(self) -> list[int]:
+        # Paused trials that may go on; once nothing else can, the best of each bracket, so that one of it is trained to the end.
+        if not self._halving:
+            return []
+        study, watch = self.study, self.watch
+        found: list[int] = []
+        last: list[int] = []
+        drawn = [i for i in self._members() if i not in watch.failed]
+        for bracket in range(study.brackets):
+            own = {i: self._curve(i) for i in drawn if i % study.brackets == bracket}
+            if own:
+                found += promotable(own, self._rungs(next(iter(own))), reduction=study.reduction)
+            if not any(len(curve) == watch.total_epochs(i) for i, curve in own.items()):
+                paused = [i for i in own if own[i]]
+                last += sorted(paused, key=lambda i: (-len(own[i]), -np.nanmax([-math.inf, *own[i]]), i))[:1]
+        free = [i for i in found if i not in self._out and i not in watch.over]
+        return free if free or self._out or self._waiting or self._more() else [i for i in last if i not in watch.over]
+
+    def _curve(self, index: int) -> list[float]:
+        return [metrics.get(self.study.metric, math.nan) for metrics in self.watch.metrics.get(index, ())]
 
     def _more(self) -> bool:
         if self.study.search == "tpe":

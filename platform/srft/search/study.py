@@ -73,13 +73,13 @@ class Study:
     second: str = ""
     """Another measure to maximize, such as source/success_auc: the study looks for the best compromises and stops no trial early."""
     early_stopping: bool = True
-    """Stop trials that fall behind (asynchronous successive halving)."""
+    """Trials pause at rungs, and only the best go on from there (asynchronous successive halving)."""
     grace_epochs: int = 1
     """Epochs every trial is given before it may be stopped."""
     reduction: int = 2
     """At each rung the best 1 / reduction of the trials seen so far go on."""
     brackets: int = 1
-    """More than one: trials take turns in brackets whose first rung comes later and later (asynchronous HyperBand)."""
+    """More than one: every other trial is of a bracket whose first rung comes later (asynchronous HyperBand)."""
     perturb_epochs: int = 1
     """Population based training: epochs between two exchanges."""
     max_concurrent: int = 0

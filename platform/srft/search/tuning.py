@@ -1,7 +1,7 @@
 """Runs a study's trials with Ray Tune.
 
-``queue`` decides who runs next and Ray Tune runs it and stops it; neither holds anything that a resumed study needs. Trials of one worker
-train in processes that are used again for the next trial; trials of several workers are Ray Train runs.
+``queue`` decides who runs next and until when, and Ray Tune runs it; neither holds anything that a resumed study needs. Trials of one
+worker train in processes that are used again for the next trial; trials of several workers are Ray Train runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError
@@ -79,7 +78,8 @@ def run_study(
             sizes = study.base.workers, study.cpus_per_worker, study.gpus_per_worker
             concurrent = study.max_concurrent or min(study.size - len(watch.over), max(1, capacity(*sizes)))
             check_resources(study.base, concurrent, cpus_per_worker=study.cpus_per_worker, gpus_per_worker=study.gpus_per_worker)
-            _tune(study, entry, directory, watch, queue, list(record.results), concurrent)
+            _tune(study, entry, directory, watch, queue, concurrent)
+        queue.end()
     if watch.failed_in_a_row and study.max_failed and watch.failed_in_a_row >= study.max_failed:
         raise StudyFailed(f"study {study.name} ended: {queue.closed}; put that right and resume the study")
     if queue.closed:
@@ -87,7 +87,7 @@ def run_study(
     return results(study, directory)
 
 
-def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queue, done: list[TrialResult], concurrent: int) -> None:
+def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queue, concurrent: int) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ours ends the study at once; nothing of Tune's has to be saved.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # The other one prints tables whatever the verbosity.
@@ -95,12 +95,11 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queu
     # Complains that a busy machine starts processes slowly.
     logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
-    epochs, trials = study.base.optim.epochs, watch.trials
+    trials = watch.trials
     reserved: list[None] = []
-    halving = study.early_stopping and not study.second and study.search != "pbt"
 
     def index_of(trial: Any) -> int:
         return trial.config["index"]
@@ -126,29 +125,20 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queu
         def __reduce__(self) -> tuple[Any, ...]:
             return type(None), ()
 
-    class Scheduler(ASHAScheduler):
-        """Successive halving among the drawn trials, and budgets."""
+    class Scheduler(FIFOScheduler):
+        """Ends trials with their epoch when a budget is used up."""
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-            # By its number, not by chance, so that a resumed study has the same brackets.
-            self._trial_info[trial.trial_id] = self._brackets[index_of(trial) % len(self._brackets)]
-            if tune_controller is not None and not reserved:  # Tune keeps one idle process only, but several trials may end at once.
+            if not reserved:  # Tune keeps one idle process only, but several trials may end at once.
                 controller = getattr(tune_controller, "_tune_controller", tune_controller)
                 reserved.append(controller._actor_cache.increase_max(trial.placement_group_factory, concurrent))
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             index = index_of(trial)
-            if result["finished_epochs"] >= trials[index].config.optim.epochs:
+            if result["replayed"] or result["finished_epochs"] >= trials[index].config.optim.epochs or not queue.spent():
                 return TrialScheduler.CONTINUE
-            if not result["replayed"] and queue.spent():
-                watch.cut.add(index)
-                return TrialScheduler.STOP
-            if not halving or trials[index].fixed:
-                return TrialScheduler.CONTINUE
-            return super().on_trial_result(tune_controller, trial, result)
-
-        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-            self._trial_info.pop(trial.trial_id, None)
+            watch.cut.add(index)
+            return TrialScheduler.STOP
 
     class Callback(tune.Callback):
         """Passes Tune's events on."""
@@ -167,24 +157,6 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queu
             queue.back(index_of(trial))
             watch.end(index_of(trial), _last_line(trial))
 
-    scheduler = Scheduler(
-        time_attr="finished_epochs",
-        metric="score",
-        mode="max",
-        max_t=max(epochs, study.grace_epochs),
-        grace_period=study.grace_epochs,
-        reduction_factor=study.reduction,
-        brackets=study.brackets,
-        stop_last_trials=False,
-    )
-    nobody: Any = None
-    for result in done:  # Trials that ended in an earlier session keep their places on the rungs.
-        if result.state in ("finished", "stopped"):
-            stand_in: Any = SimpleNamespace(trial_id=f"earlier-{result.trial.index}", config={"index": result.trial.index})
-            scheduler.on_trial_add(nobody, stand_in)
-            for record in result.history:
-                scheduler.on_trial_result(nobody, stand_in, _tune_result(study, record, replayed=True))
-
     resources: Any
     if study.base.workers == 1:
         resources = {"cpu": float(study.cpus_per_worker), **({"gpu": study.gpus_per_worker} if gpus() >= study.gpus_per_worker else {})}
@@ -196,7 +168,7 @@ def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queu
         tune_config=tune.TuneConfig(
             search_alg=Search(),
             num_samples=-1,
-            scheduler=scheduler,
+            scheduler=Scheduler(),
             max_concurrent_trials=concurrent,
             # Importing torch once per process, not once per trial. Not with workers: ending the process is what ends them.
             reuse_actors=study.base.workers == 1,

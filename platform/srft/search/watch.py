@@ -89,6 +89,8 @@ class Watch:
         self.last_error = ""
         self.began = time.monotonic()
         self._running: dict[int, float] = {}
+        self._paused: set[int] = set()
+        self._seconds: dict[int, float] = {}
         self._epochs_here = 0
         self._first_epoch = math.nan
         self._spent = json.loads((directory / _SPENT).read_text()) if (directory / _SPENT).exists() else {"hours": 0.0, "trial_hours": 0.0}
@@ -147,8 +149,9 @@ class Watch:
             index: of the trial.
         """
         self._running.setdefault(index, time.monotonic())
-        if self.log:
+        if self.log and index not in self._paused:
             self.log.start_trial(index, self.trials[index].config)
+        self._paused.discard(index)
 
     def epoch(self, index: int, epoch: int, metrics: dict[str, float], *, replayed: bool) -> None:
         """A trial finished an epoch.
@@ -182,8 +185,10 @@ class Watch:
         state: TrialState
         seconds = time.monotonic() - self._running.pop(index, time.monotonic())
         self._ended_hours += seconds / 3600
+        self._seconds[index] = seconds = self._seconds.get(index, 0.0) + seconds
         write_json(self.directory / _SPENT, {"hours": self.hours, "trial_hours": self.trial_hours})
         if error is None and (paused or index in self.cut):
+            self._paused.add(index)
             return
         if error is not None:
             state = "failed"
@@ -225,7 +230,8 @@ class Watch:
                 best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
                 seconds = [self.metrics[index][best].get(self.study.second, math.nan)] if self.study.second else []
                 values = (curve[best], *seconds)
-            state = "failed" if index in self.failed else "finished" if whole else "stopped" if index in self.over else "running"
+            resting = index in self.over or (index not in self._running and bool(curve))
+            state = "failed" if index in self.failed else "finished" if whole else "stopped" if resting else "running"
             found.append(Observation(point=trial.point, state=state, values=values, curve=curve))
         return found
 

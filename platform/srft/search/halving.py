@@ -1,0 +1,50 @@
+"""Asynchronous successive halving (Li et al. 2020): trials pause at rungs, the best of those that reached one go on. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+__all__ = ["promotable", "rungs"]
+
+
+def rungs(total: int, *, grace: int, reduction: int, bracket: int = 0) -> list[int]:
+    """Epochs after which a trial pauses.
+
+    Args:
+        total: epochs of a whole trial.
+        grace: epochs before the first rung of bracket 0.
+        reduction: factor from rung to rung, and from bracket to bracket.
+        bracket: number of the trial's bracket (HyperBand, Li et al. 2018).
+
+    Returns:
+        Ascending, all below ``total``; empty if the bracket's first look would be too late.
+    """
+    found, rung = [], grace * reduction**bracket
+    while rung < total:
+        found.append(rung)
+        rung *= reduction
+    return found
+
+
+def promotable(curves: Mapping[int, Sequence[float]], at: Sequence[int], *, reduction: int) -> list[int]:
+    """Trials that may go on from the rung where they are.
+
+    Args:
+        curves: measure after each finished epoch by trial, of all trials of one bracket that did not fail, paused or not.
+        at: the bracket's rungs.
+        reduction: the best ``1 / reduction`` of the trials that reached a rung go on from it.
+
+    Returns:
+        Those whose last epoch is a rung, from the highest rung down, the best first.
+    """
+    found: list[int] = []
+    for rung in reversed(at):
+        best = {index: _best(curve[:rung]) for index, curve in curves.items() if len(curve) >= rung}
+        order = sorted(best, key=lambda index: (-best[index], index))
+        found += [index for index in order[: len(order) // reduction] if len(curves[index]) == rung]
+    return found
+
+
+def _best(values: Sequence[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=-math.inf)

@@ -1,0 +1,37 @@
+"""Rungs and who goes on from them."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srft.search.halving import promotable, rungs
+
+
+def test_rungs() -> None:
+    assert rungs(16, grace=1, reduction=2) == [1, 2, 4, 8]
+    assert rungs(17, grace=1, reduction=4, bracket=1) == [4, 16]
+    assert rungs(16, grace=3, reduction=3) == [3, 9]
+    assert rungs(4, grace=4, reduction=2) == []
+
+
+def test_the_best_of_those_that_reached_a_rung_go_on() -> None:
+    curves = {0: [0.1], 1: [0.4], 2: [0.3], 3: [0.2, 0.5], 4: [], 5: [math.nan]}
+    assert promotable(curves, [1, 2, 4], reduction=2) == [1, 2]  # the third place of five is no half
+    assert promotable({**curves, 4: [0.9, 0.1, 0.1]}, [1, 2, 4], reduction=2) == [1, 2]  # 4 has left both rungs
+    assert promotable({**curves, 4: [0.9, 0.1]}, [1, 2, 4], reduction=2) == [4, 1, 2]  # its best counts, also at the higher rung
+    assert promotable(curves, [1, 2, 4], reduction=5) == [1]
+    assert promotable({0: [0.5]}, [1], reduction=2) == []
+
+
+@given(st.dictionaries(st.integers(0, 20), st.lists(st.floats(0, 1), max_size=5), max_size=12), st.integers(2, 4))
+def test_a_rung_is_left_by_its_share_and_by_no_worse_trial_than_those_that_stay(curves, reduction) -> None:
+    at = rungs(6, grace=1, reduction=reduction)
+    going = promotable(curves, at, reduction=reduction)
+    assert len(set(going)) == len(going)
+    for rung in at:
+        reached = [i for i in curves if len(curves[i]) >= rung]
+        here = [i for i in going if len(curves[i]) == rung]
+        assert len(here) <= len(reached) // reduction
+        stay = [i for i in reached if len(curves[i]) == rung and i not in going]
+        assert not here or not stay or min(max(curves[i]) for i in here) >= max(max(curves[i]) for i in stay)
