@@ -14,6 +14,7 @@ from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
 from srft.commands.export import Export
+from srft.commands.report import Report
 from srft.commands.score import Score
 from srft.commands.sparsity import Sparsity
 from srft.commands.study import Study
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Score, tyro.conf.subcommand("score")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
     | Annotated[Study, tyro.conf.subcommand("study")]

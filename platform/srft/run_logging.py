@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 __all__ = [
-    "LoggedTrial", "RunState", "StudyLog", "compare_address", "log_pictures", "logged_trials", "open_study", "store_uri", "ui_command",
+    "LoggedTrial", "RunState", "StudyLog", "compare_address", "log_pictures",
+    "log_report", "logged_trials", "open_study", "store_uri", "ui_command",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,28 @@ def log_pictures(directory: Path, folder: Path) -> None:
         _client(about["store"]).log_artifacts(about["run_id"], str(folder), "pictures")
     except _mlflow_errors() as error:
         raise ConfigError(f"MLflow store {about['store']}: {_first_line(error)}; the plots are in {folder}") from None
+
+
+def log_report(uri: str, run_id: str, page: Path, benchmark: str, measures: Mapping[str, float]) -> None:
+    """Store a page of results with a run, and measures as ``test/<benchmark>/<measure>``.
+
+    Args:
+        uri: MLflow tracking URI.
+        run_id: of the run.
+        page: HTML file.
+        benchmark: that was scored.
+        measures: fractions by name.
+
+    Raises:
+        ConfigError: there is no such run, or the store does not answer.
+    """
+    client = _client(uri)
+    try:
+        client.log_artifact(run_id, str(page), "reports")
+        for name, value in measures.items():
+            client.log_metric(run_id, f"test/{benchmark}/{name}", value)
+    except _mlflow_errors() as error:
+        raise ConfigError(f"run {run_id} in MLflow store {uri}: {_first_line(error)}; the page is in {page}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

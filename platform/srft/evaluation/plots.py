@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from collections.abc import Sequence as Several
 from pathlib import Path
 
 import cv2
@@ -86,14 +87,55 @@ def curve_plots(scores: Scores, folder: Path) -> list[Path]:
     return written
 
 
-def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: Path, *, frames: int = 6, height: int = 200) -> None:
-    """Draw evenly spaced frames with groundtruth and tracked boxes; below the RGB row, the auxiliary modality.
+def radar_plot(scores: Scores, path: Path) -> None:
+    """Draw the main measure of each tracker by attribute, an axis an attribute, each from 0 to the best tracker's figure and a little more.
+
+    Args:
+        scores: with at least three attributes.
+        path: PNG to write.
+
+    Raises:
+        ValueError: there are fewer attributes.
+    """
+    from matplotlib.figure import Figure
+
+    main, attributes = scores.protocol.main, list(scores.attribute_counts)
+    if len(attributes) < 3:
+        raise ValueError(f"{path}: {len(attributes)} attributes; expected at least three for a radar plot")
+    angles = np.linspace(0, 2 * np.pi, len(attributes), endpoint=False)
+    figures = {name: np.array([tracker.attributes[a][main] for a in attributes]) for name, tracker in scores.trackers.items()}
+    best = np.maximum(np.max(list(figures.values()), 0), 1e-9)
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    for name, values in sorted(figures.items(), key=lambda item: -scores.trackers[item[0]].measures[main]):
+        around = np.append(values / best, values[0] / best[0])
+        axes.plot(np.append(angles, angles[0]), around, label=f"{name} [{100 * scores.trackers[name].measures[main]:.1f}]")
+        axes.fill(np.append(angles, angles[0]), around, alpha=0.08)
+    labels = [f"{a} ({scores.attribute_counts[a]})\n{100 * b:.1f}" for a, b in zip(attributes, best, strict=True)]
+    axes.set_xticks(angles, labels, fontsize=8)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], [])
+    axes.set_ylim(0, 1.1)
+    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.25, 1.1))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_bytes(path, picture.getvalue())
+
+
+def picture_strip(
+    sequence: Sequence,
+    trackers: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    frames: int | Several[int] = 6,
+    height: int = 200,
+) -> None:
+    """Draw frames with groundtruth and tracked boxes; below the RGB row, the auxiliary modality.
 
     Args:
         sequence: what was tracked.
         trackers: boxes ``[T, 4]`` ltwh by the name to show, four at most; boxes that are not numbers are not drawn.
         path: PNG to write.
-        frames: pictures in the strip.
+        frames: the frames to draw, or how many, evenly spaced.
         height: of one picture in pixels.
 
     Raises:
@@ -106,7 +148,8 @@ def picture_strip(sequence: Sequence, trackers: Mapping[str, np.ndarray], path: 
         if tracked.shape != (len(sequence), 4):
             raise ValueError(f"{path}: boxes of {name} are {tracked.shape}; expected {(len(sequence), 4)}, one box per frame")
     rows: list[list[np.ndarray]] = [[], []]
-    for i in np.linspace(0, len(sequence) - 1, frames).round().astype(int):
+    shown = np.linspace(0, len(sequence) - 1, frames).round().astype(int) if isinstance(frames, int) else frames
+    for i in shown:
         frame = np.asarray(sequence.frames[i])
         scale = height / frame.shape[0]
         for row, channels in enumerate(np.split(frame, frame.shape[2] // 3, axis=2)):
