@@ -7,14 +7,14 @@ whole or broken; ``nan`` where there is no box. A single number in a row is a st
 from __future__ import annotations
 
 import io
-import itertools
 import os
+import posixpath
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = ["BoxFormat", "Files", "Result", "parse_columns", "read_results", "to_
 BoxFormat = Literal["ltwh", "ltrb", "corners"]
 _PICTURES = {"visible", "infrared", "color", "depth", "img", "evimg", "vis_imgs", "event_imgs", "events", "inter3_stack"}
 _SEPARATOR = re.compile(rb"\s*[,;]\s*|\s+")
+_BATCH = 2**21  # bytes
 _NULLS = ["nan", "NaN", "NAN", "-nan", "NA"]
 
 
@@ -41,9 +42,11 @@ class Files:
     def __init__(self, place: str | os.PathLike[str]) -> None:
         self.place = Path(place)
         self._zip: zipfile.ZipFile | None = None
+        self._folder = os.path.join(self.place, "")  # joining paths takes longer than reading a file
         if self.place.is_dir():
+            skip = len(self._folder)  # pathlib would take longer than reading the files
             self.paths = sorted(
-                (Path(folder) / name).relative_to(self.place).as_posix() for folder, names in _walk(self.place) for name in names
+                os.path.join(folder, name)[skip:].replace(os.sep, "/") for folder, names in _walk(self.place) for name in names
             )
         elif not self.place.exists():
             raise FileNotFoundError(f"{self.place}: no such folder or zip")
@@ -69,7 +72,7 @@ class Files:
         """
         if self._zip is not None:
             return self._zip.read(path)
-        with open(self.place / path, "rb") as file:
+        with open(self._folder + path, "rb", buffering=0) as file:
             return file.read()
 
     def text(self, path: str) -> str:
@@ -104,53 +107,76 @@ def parse_columns(contents: Mapping[str, bytes], *, where: str, states: bool = F
     tables: dict[str, np.ndarray] = {}
     groups: dict[tuple[bytes, int], dict[str, bytes]] = {}
     for name, content in contents.items():
-        body = content.strip()
-        first = body[: body.find(b"\n")] if b"\n" in body else body
-        delimiter = next((d for d in (b",", b"\t", b" ", b";") if d in first), b",")
-        columns = first.count(delimiter) + 1
+        body = content.lstrip()
+        delimiter, columns = _notation(body)
+        if states and columns == 1 and body:  # a state in the first row, as vot-toolkit begins its files
+            _, _, rest = body.partition(b"\n")
+            delimiter, columns = _notation(rest.lstrip())
+            body = delimiter.join([b"nan"] * columns) + b"\n" + rest
         if not body:
             tables[name] = np.zeros((0, 0))
         elif states and columns == 1:
-            tables[name] = _parse_slowly(name, body, where, states)
+            tables[name] = _parse_slowly(name, content, where, states)
         else:
             groups.setdefault((delimiter, columns), {})[name] = body
     for (delimiter, columns), bodies in groups.items():
-        parsed = _parse_together(list(bodies.values()), delimiter, columns)
-        for name, table in zip(bodies, parsed, strict=True) if parsed else ():
-            tables[name] = table
-        if not parsed:
-            for name, body in bodies.items():
-                alone = _parse_together([body], delimiter, columns)
-                tables[name] = alone[0] if alone else _parse_slowly(name, body, where, states)
+        for batch in _batches(bodies):
+            parsed = _parse_together([bodies[name] for name in batch], delimiter, columns)
+            for i, name in enumerate(batch):
+                alone = [parsed[i]] if parsed else _parse_together([bodies[name]], delimiter, columns)
+                tables[name] = alone[0] if alone else _parse_slowly(name, contents[name], where, states)
     return tables
 
 
+def _notation(body: bytes) -> tuple[bytes, int]:
+    # Delimiter and columns of the first row.
+    first = body[: body.find(b"\n")] if b"\n" in body else body
+    delimiter = next((d for d in (b",", b"\t", b" ", b";") if d in first.rstrip()), b",")
+    return delimiter, first.rstrip().count(delimiter) + 1
+
+
+def _batches(bodies: Mapping[str, bytes]) -> Iterator[list[str]]:
+    # Names of files that fit the caches together.
+    batch: list[str] = []
+    size = 0
+    for name, body in bodies.items():
+        batch.append(name)
+        size += len(body)
+        if size > _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def _parse_together(bodies: list[bytes], delimiter: bytes, columns: int) -> list[np.ndarray] | None:
-    # One table per body; None if any of them is not plain rows of that many numbers.
+    # One table per body, a row of infinities between any two; None if any of them is not plain rows of that many numbers.
     import pyarrow as pa
     from pyarrow import csv
 
-    together = b"\n".join(bodies)
-    ends = np.cumsum([len(body) + 1 for body in bodies])
-    breaks = np.flatnonzero(np.frombuffer(together, np.uint8) == ord("\n"))
-    rows = np.searchsorted(breaks, ends - 1, side="left")  # line breaks before each body's end
-    bounds = np.concatenate([[0], rows + 1])
+    between = b"\n" + delimiter.join([b"inf"] * columns) + b"\n"
     names = [str(i) for i in range(columns)]
     try:
         table = csv.read_csv(
-            pa.BufferReader(together),
-            read_options=csv.ReadOptions(column_names=names),
+            pa.BufferReader(between.join(bodies)),
+            read_options=csv.ReadOptions(column_names=names, use_threads=False),
             parse_options=csv.ParseOptions(delimiter=delimiter.decode(), quote_char=False),
             convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64()), null_values=_NULLS),
         )
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != bounds[-1]:  # blank lines inside
-        return None
     whole = np.empty((table.num_rows, columns))
     for i, column in enumerate(table.columns):
-        whole[:, i] = column.to_numpy()
-    return [whole[a:b] for a, b in itertools.pairwise(bounds)]
+        start = 0
+        for chunk in column.chunks:
+            whole[start : start + len(chunk), i] = chunk.to_numpy(zero_copy_only=False)
+            start += len(chunk)
+    ends = np.flatnonzero(whole[:, 0] == np.inf)
+    ends = ends[(whole[ends] == np.inf).all(1)]
+    if len(ends) != len(bodies) - 1:  # a file has such a row itself
+        return None
+    starts = [0, *(ends + 1).tolist()]
+    return [whole[a:b] for a, b in zip(starts, [*ends.tolist(), len(whole)], strict=True)]
 
 
 def _parse_slowly(name: str, body: bytes, where: str, states: bool) -> np.ndarray:
@@ -252,9 +278,9 @@ def read_results(
     """
     found: dict[str, str] = {}
     for path in files.paths:
-        pure = PurePosixPath(path)
-        if pure.suffix in (".txt", ".csv", ".bin") and not pure.stem.endswith(_SIDE_FILES):
-            found.setdefault(pure.stem, path)
+        stem, suffix = posixpath.splitext(posixpath.basename(path))
+        if suffix in (".txt", ".csv", ".bin") and not stem.endswith(_SIDE_FILES):
+            found.setdefault(stem, path)
     if anchors:
         return _anchored(files, sequences, found, tracker, boxes)
     first, last = min(found, default=""), max(found, default="")
