@@ -36,7 +36,7 @@ ONLY = {
         "srft.evaluation.runner",
         "srft.search.*",
     },
-    "mlflow": {"srft.run_logging"},
+    "mlflow": {"srft.run_logging.*"},
     "matplotlib": {"srft.evaluation.plots", "srft.search.charts"},
     "vot": set(),
 }

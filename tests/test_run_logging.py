@@ -17,11 +17,22 @@ TRIALS = {i: from_flat({"name": f"toy-{i:03d}", "srft.kappa": 1.0 + i}) for i in
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for the module: making its tables takes seconds."""
+    """One database for the module, since making its tables takes seconds: four processes open it at once."""
     out = tmp_path_factory.mktemp("store")
-    with open_study(out, "first", TRIALS, digest="0"):
-        pass
-    assert (out / "mlflow.db").exists()
+    code = f"""
+import sys
+from pathlib import Path
+from srft.config import TrainConfig
+from srft.run_logging import open_study
+out, me = Path({str(out)!r}), sys.argv[1]
+with open_study(out / me, "together", {{0: TrainConfig()}}, digest=me, uri=f"sqlite:///{{out}}/mlflow.db") as log:
+    log.start_trial(0)
+    log.log_epoch(0, 0, {{"val/success_auc": 0.5}})
+    log.end_trial(0, "FINISHED")
+"""
+    started = [subprocess.Popen([sys.executable, "-c", code, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
+    for process in started:
+        assert (process.communicate(timeout=120)[1].count("Traceback"), process.returncode) == (0, 0)
     return store_uri(out)
 
 
@@ -184,6 +195,26 @@ def test_unreachable_store_is_refused_at_the_start(tmp_path: Path) -> None:
     blocked.write_text("no database")
     with pytest.raises(ConfigError, match="MLflow store"), open_study(tmp_path, "x", {}, digest="d", uri=f"sqlite:///{blocked}"):
         pass
+
+
+def test_processes_that_open_a_new_store_at_once_make_it_once(store: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("together")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert (len(runs), {run.info.status for run in runs}) == (8, {"FINISHED"})
+
+
+def test_password_in_a_uri_is_refused_and_not_shown(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught,
+        open_study(tmp_path, "x", {}, digest="d", uri="https://user:hidden@server.example:5000"),
+    ):
+        pass
+    assert "hidden" not in str(caught.value)
+    assert not (tmp_path / "mlflow.json").exists()
 
 
 def test_uri_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

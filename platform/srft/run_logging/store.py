@@ -1,0 +1,196 @@
+"""The MLflow store: where it is, a client of it, what its errors mean, and the keys by which runs are found."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from srft.config import ConfigError
+from srft.files import git_commit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LINK = "mlflow.json"
+PARENT, TRIAL, ATTEMPTS = "mlflow.parentRunId", "srft.trial_id", "srft.attempts"
+_ENVIRONMENT = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    # The queue repeats what fails; MLflow's own repetitions would only keep it from noticing.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def store_uri(out: Path, uri: str | None = None) -> str:
+    """Where runs are stored: what is given, else MLFLOW_TRACKING_URI, else a database file under the output directory.
+
+    Args:
+        out: output directory.
+        uri: any MLflow tracking URI.
+
+    Returns:
+        The URI.
+    """
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').resolve()}"
+
+
+def ui_command(out: Path, uri: str | None = None) -> str:
+    """How to look at the runs.
+
+    Args:
+        out: output directory.
+        uri: as given to :func:`store_uri`.
+
+    Returns:
+        A shell command that opens the UI on port 5000, or the address of the server that is in use.
+    """
+    where = store_uri(out, uri)
+    return f"open {where}" if where.startswith(("http://", "https://")) else f"uv run mlflow ui --backend-store-uri {where}"
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of a store; of processes that open a new database at once, one makes its tables and the others wait.
+
+    Args:
+        uri: MLflow tracking URI.
+
+    Returns:
+        The client.
+
+    Raises:
+        ConfigError: the URI holds a password, which would end up in files and messages.
+    """
+    if urlsplit(uri).password:
+        raise ConfigError(
+            f"MLflow store {urlsplit(uri).scheme}://…@{urlsplit(uri).hostname}: the URI holds a password; leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a server) or PGPASSWORD or the like (a database)"
+        )
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with _turn(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else contextlib.nullcontext():
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def _turn(database: Path) -> Iterator[None]:
+    # One process at a time.
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def experiment_of(client: MlflowClient, name: str, out: Path, where: str) -> str:
+    """The id of an experiment, which is made if there is none.
+
+    Args:
+        client: of the store.
+        name: of the experiment.
+        out: directory for its artifacts, below which they go where no server decides that.
+        where: URI of the store.
+
+    Returns:
+        The id.
+
+    Raises:
+        ConfigError: the experiment was deleted.
+        MlflowException: the store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    # A server decides itself; otherwise artifacts would land below whatever directory this process happens to run in.
+    artifacts = None if where.startswith(("http://", "https://")) else (out / "artifacts").as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # Another process may have been faster.
+            if found is None:
+                raise error
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"MLflow store {where}: experiment {name!r} was deleted there; restore it or give the study another name")
+    return found.experiment_id
+
+
+def children(client: MlflowClient, experiment_id: str, run_id: str) -> list[Any]:
+    """The runs of a study's trials.
+
+    Args:
+        client: of the store.
+        experiment_id: of the study.
+        run_id: of the study.
+
+    Returns:
+        MLflow runs, newest first.
+    """
+    found, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], filter_string=f"tags.`{PARENT}` = '{run_id}'", max_results=1000, page_token=token)
+        found += [run for run in page if TRIAL in run.data.tags]
+        token = page.token
+        if not token:
+            return found
+
+
+def source_tags() -> dict[str, str]:
+    """What says which source a run came from.
+
+    Returns:
+        The tag that MLflow shows as source version, if there is a commit.
+    """
+    commit = git_commit()
+    return {"mlflow.source.git.commit": commit} if commit else {}
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a store that is away, or refuses, raises.
+
+    Returns:
+        Exception types.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, requests.RequestException, SQLAlchemyError, OSError
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether the same request may succeed later.
+
+    Args:
+        error: one of :func:`store_errors`.
+
+    Returns:
+        False if the store understood and refused.
+    """
+    refused = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+    return getattr(error, "error_code", "") not in refused and not isinstance(error, FileNotFoundError)
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line.
+
+    Args:
+        error: any.
+
+    Returns:
+        At most 300 characters.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
