@@ -1,16 +1,21 @@
 """Functions run in several processes of one group."""
 
+import multiprocessing
 import traceback
 
 import torch
-from torch import multiprocessing
+from torch.multiprocessing import start_processes
 
 from tests.conftest import free_ports
 
+# Importing torch and timm costs a process 6 to 12 seconds: one server does it, and the processes of all groups are its forks.
+_IMPORTED = ("torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "timm", "srft.training.step", "tests.small_net")
+
 
 def in_processes(count, function, *arguments):
-    """Run ``function(rank, port, *arguments)`` in processes of one gloo group; a failure there is one here."""
-    multiprocessing.spawn(_member, args=(count, free_ports(1)[0], function, arguments), nprocs=count)
+    """Run ``function(rank, *arguments)`` in processes of one gloo group; a failure there is one here."""
+    multiprocessing.set_forkserver_preload(list(_IMPORTED))
+    start_processes(_member, args=(count, free_ports(1)[0], function, arguments), nprocs=count, start_method="forkserver")
 
 
 def _member(rank, count, port, function, arguments):
