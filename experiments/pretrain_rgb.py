@@ -23,8 +23,8 @@ from tqdm import tqdm
 from srft.data.pairs import Batch, PairSampler, collate
 from srft.data.sequence import Sequence
 from srft.data.synthetic import render_sequence
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
-from srft.evaluation.online import track_sequences
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import save_tracker
 from srft.model.tracker import MultiModalTracker

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from leaderboard import describe, say, table
-from srft.config import ConfigError, Strategy, TrainConfig, from_flat, load, parse_settings
+from srft.config import ConfigError, Strategy, TrainConfig
 from srft.files import write_json
+from srft.settings import from_flat, load, parse_settings
 from srft.training.cluster import check_resources, cluster
 from sweep import test_sets
 

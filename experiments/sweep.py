@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from leaderboard import Board, leaderboard, row, say, trial_row
-from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, load, to_flat
+from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
 from srft.files import write_json, write_text
 from srft.search.record import TrialResult, best, claim, known_trials
 from srft.search.space import Space, parse_space, srft_space, wide_space
 from srft.search.study import CHANGEABLE, Search, Study
+from srft.settings import load
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:

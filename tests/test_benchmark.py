@@ -18,7 +18,7 @@ from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.sequence import Sequence
 from srft.evaluation.benchmark import plan, score_runs, track_runs, write_workspace_of
-from srft.evaluation.online import follow, track_sequences
+from srft.evaluation.follow import follow, track_sequences
 from srft.evaluation.result_files import FORMATS, runs_of, tracker_folder, write_result
 from srft.evaluation.results import Files, read_results
 from srft.model.pretrained import load_tracker

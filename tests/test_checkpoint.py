@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from srft.config import ConfigError, TrainConfig, from_flat
+from srft.config import ConfigError, TrainConfig
+from srft.settings import from_flat
 from srft.training import checkpoint, home
 from srft.training.checkpoint import Progress
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srft.config import ConfigError, SRFTConfig, TrainConfig, from_flat, load, to_flat
+from srft.config import ConfigError, SRFTConfig, TrainConfig, to_flat
+from srft.settings import from_flat, load
 
 
 def test_flat_form_is_json_and_round_trips():

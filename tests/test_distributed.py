@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from srft.config import ConfigError, from_flat
+from srft.config import ConfigError
 from srft.search.record import claim
 from srft.search.space import Space
 from srft.search.study import Study
 from srft.search.tuning import Progress, run_study
+from srft.settings import from_flat
 from srft.training import cluster, distributed, home
 from tests.toy_training import toy_entry
 

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
-from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, from_flat
+from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from srft.data.benchmarks import LAYOUTS, DataError
 from srft.data.domain import load_domain, source_training
 from srft.data.native import write_native
 from srft.data.synthetic import record
+from srft.settings import from_flat
 from srft.training.step import run
 
 LENGTH = 8

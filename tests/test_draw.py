@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srft.config import TrainConfig, from_flat
+from srft.config import TrainConfig
 from srft.search.draw import Observation, grid, perturb, propose, random, sobol
 from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, srft_space, wide_space
+from srft.settings import from_flat
 
 MIXED = Space({"srft.kappa": LogUniform(0.1, 10.0), "srft.rank": Choice((4, 8, 16)), "srft.schedule": Choice(("power", "cosine"))})
 

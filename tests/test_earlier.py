@@ -5,12 +5,13 @@ import math
 
 import pytest
 
-from srft.config import ConfigError, from_flat, to_flat
+from srft.config import ConfigError, to_flat
 from srft.run_logging import LoggedTrial, open_study
 from srft.search.draw import propose
 from srft.search.earlier import observe, read_earlier
 from srft.search.space import Choice, Integer, LogUniform, Space
 from srft.search.study import Study
+from srft.settings import from_flat
 
 BASE = from_flat({"optim.epochs": 2, "data.max_gap": 2, "srft.damping_range": (0.25, 0.65)})
 SPACE = Space(

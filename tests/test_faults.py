@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig, from_flat, to_flat
+from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig, to_flat
+from srft.settings import from_flat
 from srft.training import checkpoint, distributed, home, saving, sparsity_actor, state
 from srft.training.checkpoint import Progress
 from srft.training.saving import Checkpointer

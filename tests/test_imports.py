@@ -14,15 +14,16 @@ HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "matplotlib", "pyarrow
 
 ALLOWED = {
     "config": set(),
+    "settings": {"config"},
     "files": set(),
-    "method": {"config", "files"},
-    "model": {"config", "files"},
-    "data": {"config", "files", "model"},
-    "evaluation": {"config", "files", "model", "data"},
-    "training": {"config", "files", "method", "model", "data", "evaluation"},
-    "run_logging": {"config", "files", "method", "model", "data", "evaluation", "training"},
-    "search": {"config", "files", "method", "model", "data", "evaluation", "training", "run_logging"},
-    "commands": {"config", "files", "method", "model", "data", "evaluation", "training", "run_logging", "search"},
+    "method": {"config", "settings", "files"},
+    "model": {"config", "settings", "files"},
+    "data": {"config", "settings", "files", "model"},
+    "evaluation": {"config", "settings", "files", "model", "data"},
+    "training": {"config", "settings", "files", "method", "model", "data", "evaluation"},
+    "run_logging": {"config", "settings", "files", "method", "model", "data", "evaluation", "training"},
+    "search": {"config", "settings", "files", "method", "model", "data", "evaluation", "training", "run_logging"},
+    "commands": {"config", "settings", "files", "method", "model", "data", "evaluation", "training", "run_logging", "search"},
     "cli": {"commands"},
 }
 """Parts of the package that each part may import besides itself."""

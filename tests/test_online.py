@@ -8,8 +8,9 @@ from torch import nn
 
 from srft.data.sequence import Sequence
 from srft.data.synthetic import render_sequence
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import iou, measure
-from srft.evaluation.online import BatchTracker, OnlineTracker, hann_window, track_sequences
+from srft.evaluation.online import BatchTracker, OnlineTracker, hann_window
 from srft.model.architecture import PRESETS
 from srft.model.head import decode
 from srft.model.pretrained import load_tracker

@@ -8,13 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from srft.config import ConfigError, from_flat
+from srft.config import ConfigError
 from srft.search.population import exchanges
 from srft.search.queue import Queue
 from srft.search.record import claim, read_study, results, trial_directory
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.watch import Watch
+from srft.settings import from_flat
 from srft.training import checkpoint
 from srft.training.distributed import train
 from tests.toy_training import score, toy_entry

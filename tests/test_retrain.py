@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from retrain import Retrain, main, settings
-from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, from_flat, to_flat
+from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, to_flat
+from srft.settings import from_flat
 from srft.training import checkpoint
 
 BEST = TrainConfig(

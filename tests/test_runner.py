@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srft.data.synthetic import sequences
-from srft.evaluation.online import track_sequences
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.runner import balanced, follow_in_tasks
 from srft.model.pretrained import load_tracker
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
-from srft.evaluation.online import track_sequences
 from srft.model.pretrained import load_tracker
 from srft.training import checkpoint
 from srft.training import prior as prior_module

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from srft.config import ConfigError, TrainConfig, from_flat
+from srft.config import ConfigError, TrainConfig
 from srft.search.space import Choice, Integer, LogUniform, Space, Uniform, parse_space, srft_space, wide_space
+from srft.settings import from_flat
 
 BASE = TrainConfig()
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig
 from srft.data.domain import load_domain
+from srft.data.loader import PairLoader
 from srft.data.pairs import PairSampler
 from srft.data.synthetic import sequences
 from srft.method.optimizer import SRFTAdamW
@@ -287,13 +288,13 @@ def test_two_workers_train_as_one_and_never_differ(whole, tmp_path, domain, prio
 
 
 def test_a_bad_batch_stops_the_run_before_the_update_and_is_named(tmp_path, domain, prior, monkeypatch):
-    good = PairSampler.batch
+    good = PairLoader.batch
 
-    def bad(self, epoch, at, batch_size, rank=0, world_size=1):
-        batch = good(self, epoch, at, batch_size, rank, world_size)
+    def bad(self, epoch, at):
+        batch = good(self, epoch, at)
         return batch._replace(search=batch.search * float("nan")) if (epoch, at) == (1, 1) else batch
 
-    monkeypatch.setattr(PairSampler, "batch", bad)
+    monkeypatch.setattr(PairLoader, "batch", bad)
     with pytest.raises(FloatingPointError, match=r"epoch 1, step 4: .*'loss': nan.*optim\.lr"):
         fine_tune(CONFIG, domain, prior, directory=tmp_path)
     assert [entry["epoch"] for entry in checkpoint.history(tmp_path)] == [0]

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from srft.config import ConfigError, from_flat
+from srft.config import ConfigError
 from srft.run_logging import open_study, store_uri
 from srft.search.record import TrialResult, best, claim, record_end, results, trial_directory
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.tuning import Progress, run_study
+from srft.settings import from_flat
 from srft.training.distributed import train
 from tests.toy_training import score, toy_entry
 

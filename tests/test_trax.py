@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from srft.cli import main
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
-from srft.evaluation.online import OnlineTracker, track_sequences
+from srft.evaluation.follow import track_sequences
+from srft.evaluation.online import OnlineTracker
 from srft.evaluation.trax import Message, format_message, parse_box, parse_message, serve
 from srft.model.pretrained import load_tracker
 from tests.test_native import recorded

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from srft.config import from_flat
 from srft.run_logging import open_study, store_uri
 from srft.search.record import read_study
 from srft.search.space import LogUniform, Space
 from srft.search.study import Study
 from srft.search.tuning import Progress, StudyFailed, run_study
 from srft.search.watch import Watch
+from srft.settings import from_flat
 from tests.toy_training import score, toy_entry
 
 BASE = from_flat({"optim.epochs": 3, "optim.steps_per_epoch": 1, "optim.batch_size": 2})

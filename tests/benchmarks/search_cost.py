@@ -21,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from srft.config import TrainConfig, from_flat
+from srft.config import TrainConfig
 from srft.files import environment, write_json
 from srft.search.record import best, claim, record_end, trial_directory
 from srft.search.space import Choice, LogUniform, Space, srft_space
 from srft.search.study import Study
+from srft.settings import from_flat
 from srft.training import checkpoint
 
 DIGITS = Space(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from srft.config import from_flat
+from srft.settings import from_flat
 from srft.training import checkpoint
 from tests.benchmarks.search_cost import DIGITS, digits
 

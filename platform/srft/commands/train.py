@@ -6,7 +6,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from srft.config import Strategy, TrainConfig, from_flat, load, parse_settings
+from srft.config import Strategy, TrainConfig
+from srft.settings import from_flat, load, parse_settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import numpy as np
 from srft.config import Modality
 from srft.data.benchmarks import NativeFrames, open_benchmark, read_annotations
 from srft.data.sequence import Sequence
+from srft.evaluation.follow import follow
 from srft.evaluation.groundtruth import read_groundtruth
-from srft.evaluation.online import Precision, follow
+from srft.evaluation.online import Precision
 from srft.evaluation.protocols import BENCHMARKS, Protocol, find_protocol
 from srft.evaluation.result_files import FORMATS, Run, runs_of, write_result
 from srft.evaluation.results import Files, read_results

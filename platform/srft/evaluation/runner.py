@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from srft.data.sequence import Sequence
+from srft.evaluation.follow import Followed, follow, track_sequences
 from srft.evaluation.metrics import Measures, measure
-from srft.evaluation.online import Followed, Precision, Trajectory, follow, track_sequences
+from srft.evaluation.online import Precision, Trajectory
 from srft.model.tracker import MultiModalTracker
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.config import ConfigError, TrainConfig, to_flat
 from srft.run_logging import LoggedTrial, logged_trials
 from srft.search.draw import Observation
 from srft.search.space import Choice, Dimension
 from srft.search.study import Study
+from srft.settings import from_flat
 
 __all__ = ["observe", "read_earlier"]
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from srft.config import ConfigError, from_flat, to_flat
+from srft.config import ConfigError, to_flat
 from srft.files import write_json
 from srft.search.study import Study, Trial, make_trial
+from srft.settings import from_flat
 from srft.training import checkpoint
 
 __all__ = [

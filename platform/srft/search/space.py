@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srft.config import ConfigError, TrainConfig, from_flat
+from srft.config import ConfigError, TrainConfig
+from srft.settings import from_flat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

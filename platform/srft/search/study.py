@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from srft.config import ConfigError, TrainConfig, from_flat
+from srft.config import ConfigError, TrainConfig
 from srft.search import draw
 from srft.search.draw import Observation
 from srft.search.space import Point, Space
+from srft.settings import from_flat
 
 __all__ = ["CHANGEABLE", "Search", "Study", "Trial", "make_trial"]
 

@@ -18,8 +18,8 @@ import torch
 from srft.config import TrainConfig
 from srft.data.loader import PairLoader
 from srft.data.sequence import Domain, Sequence
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
-from srft.evaluation.online import track_sequences
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import add_parts
 from srft.method.sparsity import LocalExchange, MergedStatistics, StatisticsExchange

@@ -7,8 +7,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import write_json
+from srft.settings import from_flat
 
 __all__ = ["claim", "config_of"]
 

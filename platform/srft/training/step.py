@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from srft.config import BaselineConfig, ConfigError, TrainConfig, from_flat
+from srft.config import BaselineConfig, ConfigError, TrainConfig
 from srft.data.domain import load_domain
 from srft.data.loader import PairLoader
 from srft.data.pairs import PairSampler
@@ -22,6 +22,7 @@ from srft.method.sparsity import LocalExchange
 from srft.model.architecture import Architecture, preset_of
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
+from srft.settings import from_flat
 from srft.training import checkpoint
 from srft.training.checkpoint import Progress
 from srft.training.epoch import EpochReport, Training

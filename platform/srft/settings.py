@@ -1,0 +1,127 @@
+"""Configurations from the outside: dotted keys, ``key=value`` on a command line, JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from srft.config import ConfigError, TrainConfig, to_flat
+
+__all__ = ["from_flat", "load", "parse_settings"]
+
+
+def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, source: str = "configuration") -> TrainConfig:
+    """A configuration from dotted keys.
+
+    Args:
+        values: dotted keys and their values; keys left out keep the base's value.
+        base: what to start from; the defaults when None.
+        source: where the values come from, for error messages.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or is out of range.
+    """
+    base = base or TrainConfig()
+    known = to_flat(base)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{source}: unknown key {', '.join(unknown)}; known keys are {', '.join(sorted(known))}")
+
+    def build(current: Any, prefix: str) -> Any:
+        changes: dict[str, Any] = {}
+        hints = get_type_hints(type(current))
+        for f in dataclasses.fields(current):
+            key = f"{prefix}.{f.name}" if prefix else f.name
+            value = getattr(current, f.name)
+            if dataclasses.is_dataclass(value):
+                if any(k.startswith(f"{key}.") for k in values):
+                    changes[f.name] = build(value, key)
+            elif key in values:
+                changes[f.name] = _cast(key, values[key], hints[f.name])
+        return dataclasses.replace(current, **changes)
+
+    try:
+        return build(base, "")
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _cast(key: str, value: Any, kind: Any) -> Any:
+    def wrong(expected: str) -> ConfigError:
+        return ConfigError(f"{key} is {value!r} ({type(value).__name__}); expected {expected}")
+
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
+            raise wrong("a whole number")
+        return int(value)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong("a number")
+        return float(value)
+    if kind == tuple[float, float]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise wrong("two numbers")
+        return float(value[0]), float(value[1])
+    if not isinstance(value, str):
+        raise wrong("a word")
+    return value
+
+
+def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
+    """Replace settings of a run.
+
+    Args:
+        settings: ``key=value``; values are JSON, or words.
+        base: the run.
+
+    Returns:
+        The changed run.
+
+    Raises:
+        ConfigError: a setting has no ``=``, an unknown key or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r} has no '='; expected key=value, such as optim.lr=1e-4")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return from_flat(values, base, source="--set")
+
+
+def load(path: str | Path, base: TrainConfig | None = None) -> TrainConfig:
+    """Read a configuration written as flat JSON.
+
+    Args:
+        path: the JSON file.
+        base: what keys left out are taken from; the defaults when None.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds an unknown key or a value out of range.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; write one with json.dump(srft.config.to_flat(config), file)") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}; expected one JSON object of dotted keys")
+    return from_flat(values, base, source=str(path))
