@@ -41,6 +41,17 @@ def test_one_worker_trains_here_and_resumes(tmp_path: Path) -> None:
         distributed.train(from_flat({"optim.lr": 0.02}, CONFIG), toy_entry, directory=tmp_path / "a", resume=True)
 
 
+def test_training_ends_early_to_go_on_later(tmp_path: Path) -> None:
+    seen: list[int] = []
+    for until, last in ((2, 1), (3, 2), (0, 2)):
+        report = distributed.train(
+            CONFIG, toy_entry, directory=tmp_path / "a", on_epoch=lambda report: seen.append(report.epoch), until=until, resume=True
+        )
+        assert report.epoch == last
+    assert seen == [0, 1, 2]
+    assert report.metrics["weight"] == distributed.train(CONFIG, toy_entry, directory=tmp_path / "b").metrics["weight"]
+
+
 def test_resources_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_available", lambda kind: 4.0 if kind == "CPU" else 0.0)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")

@@ -1,6 +1,5 @@
 """Which trial trains next, tried with a loop that trains in this process where Ray Tune would start processes."""
 
-import contextlib
 import dataclasses
 import math
 from itertools import pairwise
@@ -24,10 +23,6 @@ BASE = from_flat({"optim.epochs": 4, "optim.steps_per_epoch": 1, "optim.batch_si
 SPACE = Space({"srft.kappa": LogUniform(0.5, 2.0)})
 
 
-class Enough(Exception):
-    pass
-
-
 def session(study, directory, *, turns=10**6, fail=()):
     """Trains one trial after the other; stops dead after some turns, as a killed driver would."""
     record = read_study(directory)
@@ -44,16 +39,13 @@ def session(study, directory, *, turns=10**6, fail=()):
             error = "planned"
         else:
 
-            def on_epoch(report, index=index, turn=turn):
+            def on_epoch(report, index=index):
                 watch.epoch(index, report.epoch, dict(report.metrics), replayed=False)
-                if report.epoch + 1 == turn.until < turn.trial.config.optim.epochs:
-                    raise Enough
 
             for entry in checkpoint.history(home) if home.exists() else []:
                 watch.epoch(index, entry["epoch"], entry["metrics"], replayed=True)
             if watch.epochs(index) < turn.until:
-                with contextlib.suppress(Enough):
-                    train(turn.trial.config, toy_entry, directory=home, on_epoch=on_epoch, resume=True)
+                train(turn.trial.config, toy_entry, directory=home, on_epoch=on_epoch, resume=True, until=turn.until)
         queue.back(index)
         watch.end(index, error, paused=queue.pauses(index))
     if turns:

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,10 +194,6 @@ def _last_line(trial: Any) -> str:
     return lines[-1] if lines else "unknown error"
 
 
-class _Pause(Exception):
-    """A trial's turn is over before its training is."""
-
-
 def _trainable(study: Study, entry: Entry, directory: Path) -> Callable[[dict[str, Any]], None]:
     def trainable(sample: dict[str, Any]) -> None:
         from ray import tune
@@ -211,12 +207,9 @@ def _trainable(study: Study, entry: Entry, directory: Path) -> Callable[[dict[st
         def on_epoch(report: EpochReport) -> None:
             record = {"epoch": report.epoch, "step": report.step, "metrics": dict(report.metrics)}
             tune.report(_tune_result(study, record, replayed=False))
-            if until <= report.epoch + 1 < trial.config.optim.epochs:
-                raise _Pause
 
         if len(known) < until:
-            with suppress(_Pause):
-                train(trial.config, entry, directory=home, on_epoch=on_epoch, resume=True, cpus_per_worker=study.cpus_per_worker)
+            train(trial.config, entry, directory=home, on_epoch=on_epoch, resume=True, until=until, cpus_per_worker=study.cpus_per_worker)
 
     return trainable
 

@@ -71,6 +71,7 @@ def train(
     directory: Path,
     on_epoch: Callable[[EpochReport], None] | None = None,
     resume: bool = False,
+    until: int = 0,
     cpus_per_worker: int = 1,
     max_failures: int = 2,
     worker_timeout: float = 600.0,
@@ -83,6 +84,7 @@ def train(
         directory: of the run, on storage shared by all nodes; refused when it holds another configuration.
         on_epoch: called in this process once per finished epoch, in order. Raising ends the call, and the workers.
         resume: go on from the directory's newest valid checkpoint; without it a directory that was used before is refused.
+        until: epochs after which to end although there are more, to be resumed; 0 trains all.
         cpus_per_worker: cores, and threads, of each worker of several.
         max_failures: how often the worker group is started again after a worker failed.
         worker_timeout: seconds after which workers give up on one that hangs.
@@ -99,7 +101,10 @@ def train(
         home.claim(directory, config, resume=resume)
         with _politely() as told:
             worker = Worker(told=lambda: "end" if told.is_set() else "")
-            return entry(config, directory=directory, worker=worker, on_epoch=report, resume=True)
+            try:
+                return entry(config, directory=directory, worker=worker, on_epoch=_ending(config, until, report), resume=True)
+            except _Enough as enough:
+                return enough.report
 
     check_resources(config, 1, cpus_per_worker=cpus_per_worker)
     home.claim(directory, config, resume=resume)
@@ -108,6 +113,7 @@ def train(
         entry,
         directory=directory,
         report=report,
+        until=until,
         cpus_per_worker=cpus_per_worker,
         max_failures=max_failures,
         worker_timeout=worker_timeout,
@@ -120,6 +126,7 @@ def _train_with_ray(
     *,
     directory: Path,
     report: Callable[[EpochReport], None],
+    until: int,
     cpus_per_worker: int,
     max_failures: int,
     worker_timeout: float,
@@ -152,6 +159,7 @@ def _train_with_ray(
             "reports": reports,
             "actor": actor,
             "timeout": worker_timeout,
+            "until": until,
         },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=math.ceil(worker_timeout)),
         scaling_config=ScalingConfig(
@@ -208,6 +216,23 @@ def _train_with_ray(
         raise last
     shutil.rmtree(storage, ignore_errors=True)
     return last
+
+
+class _Enough(Exception):
+    """As many epochs as were asked for are done."""
+
+    def __init__(self, report: EpochReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+def _ending(config: TrainConfig, until: int, on_epoch: Callable[[EpochReport], None]) -> Callable[[EpochReport], None]:
+    def call(report: EpochReport) -> None:
+        on_epoch(report)
+        if until and until <= report.epoch + 1 < config.optim.epochs:
+            raise _Enough(report)
+
+    return call
 
 
 @contextlib.contextmanager
@@ -272,6 +297,9 @@ def _worker_loop(setup: dict[str, Any]) -> EpochReport | BaseException:
     worker = worker_of_group(config, device=get_device(), group=group, statistics=exchange, told=told)
     entry: Entry = setup["entry"]
     try:
-        return entry(config, directory=setup["directory"], worker=worker, on_epoch=on_epoch, resume=True)
+        ending = _ending(config, setup["until"], on_epoch)
+        return entry(config, directory=setup["directory"], worker=worker, on_epoch=ending, resume=True)
+    except _Enough as enough:
+        return enough.report
     except (ConfigError, FloatingPointError, Told) as error:  # All workers meet it, and would meet it again: not worth a restart.
         return error
