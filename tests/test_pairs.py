@@ -215,3 +215,23 @@ def test_settings_of_a_run_describe_the_sampler():
     assert (sampler.rule, sampler.augmentation, sampler.decode, sampler.max_gap) == ("published", "published", "reduced", 200)
     assert (sampler.center_jitter, sampler.scale_jitter) == (4.5, 0.5)
     assert PairSampler.of((noise(),), PRESETS["tiny"], DataConfig(), seed=1).augmentation == "joint"
+
+
+def test_a_pool_holds_so_many_pairs_of_frames_under_fresh_augmentation() -> None:
+    found = tuple(render_sequence("target-train", i, seed=7, length=8) for i in range(3))
+    arch = PRESETS["tiny"]
+    pooled = [PairSampler.of(found, arch, DataConfig(pool=5), seed=seed) for seed in (0, 1)]
+
+    def frames(sampler: PairSampler) -> set[tuple[str, tuple[int, int]]]:
+        slots = (np.random.default_rng([sampler.seed, slot]) for slot in range(sampler.pool))
+        return {(sequence.name, pair) for sequence, pair in map(sampler._drawn, slots)}
+
+    drawn: list[tuple[str, tuple[int, int]]] = []
+    for n in range(40):
+        before = pooled[0].pair(0, n)
+        assert np.array_equal(before.search, pooled[0].pair(0, n).search)
+        rng = np.random.default_rng([0, 0, n])
+        sequence, pair = pooled[0]._drawn(np.random.default_rng([0, int(rng.integers(5))]))
+        drawn.append((sequence.name, pair))
+    assert set(drawn) == frames(pooled[0]) != frames(pooled[1])
+    assert len({pooled[0].pair(0, n).search.tobytes() for n in range(40)}) == 40

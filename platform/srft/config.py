@@ -112,6 +112,10 @@ class DataConfig:
     """Frames per synthetic sequence."""
     world_seed: int = 7
     """Seed of the procedural world (objects, backgrounds, motion), apart from the run's own seed."""
+    train_world: int = -1
+    """Seed of the world whose objects, backgrounds and motion the synthetic training sequences have; -1: ``world_seed``, as all others."""
+    pool: int = 0
+    """Distinct pairs that training draws from, chosen by the run's seed: how much target data there is. 0: every pair of its sequences."""
     max_gap: int = 24
     """Largest number of frames between template and search frame of a pair."""
     center_jitter: float = 3.0
@@ -149,6 +153,8 @@ class DataConfig:
         _check(self.world_seed >= 0, "data.world_seed", self.world_seed, "at least 0")
         for name in ("train_sequences", "val_sequences", "test_sequences", "source_sequences"):
             _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        _check(self.train_world >= -1, "data.train_world", self.train_world, "a seed of at least 0, or -1 for that of the world")
+        _check(self.pool >= 0, "data.pool", self.pool, "at least 0 pairs")
         _check(self.length >= 8, "data.length", self.length, "at least 8 frames")
         _check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
         _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")

@@ -28,14 +28,15 @@ def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
         DataError: no pair can be drawn from any training sequence of the benchmark.
     """
 
-    def rendered(split: Split, count: int) -> tuple[Sequence, ...]:
-        return tuple(sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache))
+    def rendered(split: Split, count: int, world: int = -1) -> tuple[Sequence, ...]:
+        seed = data.world_seed if world < 0 else world
+        return tuple(sequences(split, count, seed=seed, length=data.length, modality=data.modality, cache=cache))
 
     if data.benchmark:
         train = open_benchmark(data.benchmark, data.root, split="train", modality=data.modality)
         val = _spread(open_benchmark(data.benchmark, data.root, split="val", modality=data.modality), data.val_sequences)
     else:
-        train, val = rendered("target-train", data.train_sequences), rendered("target-val", data.val_sequences)
+        train, val = rendered("target-train", data.train_sequences, data.train_world), rendered("target-val", data.val_sequences)
     if data.source_benchmark:
         held_out = open_benchmark(data.source_benchmark, data.source_root, split="val", modality="rgb")
         source = _spread(held_out, data.source_sequences)

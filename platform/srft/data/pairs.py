@@ -126,6 +126,8 @@ class PairSampler:
     """Share of the samples per sequence, see ``srft.data.sampling.mixture``; all alike when empty."""
     decode: Decoding = "exact"
     """How stored images become crops: the bytes of the whole frame's crop, or from reduced images where a crop shrinks them."""
+    pool: int = 0
+    """Samples are of so many pairs of frames, drawn once from the seed, and differ in augmentation only; 0: of all pairs."""
 
     def __post_init__(self) -> None:
         if not self.sequences:
@@ -163,6 +165,7 @@ class PairSampler:
             rule=data.pairs,
             weights=weights,
             decode=data.decode,
+            pool=data.pool,
         )
 
     def pair(self, epoch: int, index: int) -> Pair:
@@ -179,7 +182,8 @@ class PairSampler:
             SampleError: a frame cannot be read or its box is impossible.
         """
         rng = np.random.default_rng([self.seed, epoch, index])
-        sequence, frames = self._drawn(rng)
+        slot = np.random.default_rng([self.seed, int(rng.integers(self.pool))]) if self.pool else rng
+        sequence, frames = self._drawn(slot)
         try:
             return self._augmented(rng, sequence, *frames)
         except (ValueError, OSError) as error:

@@ -1,0 +1,362 @@
+"""The proof study: where sensitivity-regularized tuning wins over other ways of tuning, by how much, and at what cost.
+
+Every cell is one run: a method's setting, on one modality, with so many target pairs, under one seed, which draws objects, backgrounds,
+motion, the pairs and the batch order. All cells of a session go through Ray Tune, each is an MLflow run, and finished cells are
+never repeated, so that a study can be run in parts:
+
+    uv run experiments/paradigms.py --quick                                    # does it work: minutes
+    uv run experiments/paradigms.py --sizes 64 192 --seeds 3 --hours 6         # the part that says most, for six hours
+    uv run experiments/paradigms.py --modality rgbt --methods fft penalty      # another part, beside what is there
+    uv run experiments/paradigms_report.py outputs/paradigms                   # tables and curves of what is there
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from leaderboard import Board, say
+from paradigms_cells import Cell, cells_of
+from srft.config import DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
+from srft.data.pairs import PairSampler, collate
+from srft.data.sequence import Sequence
+from srft.data.synthetic import Split, sequences
+from srft.evaluation.metrics import iou, measure, success_curve
+from srft.evaluation.online import track_sequences
+from srft.files import environment, git_commit, write_json
+from srft.model.pretrained import load_tracker
+from srft.model.tracker import MultiModalTracker
+from srft.search.record import claim
+from srft.search.space import Space
+from srft.search.study import Study
+from srft.training import checkpoint
+from srft.training.epoch import EpochReport
+from srft.training.step import prepare, run, tuned_tracker
+from srft.training.worker import Worker
+
+LENGTH = 16
+"""Frames per sequence."""
+CHUNK = 64
+"""Pairs that go through the network at once in a test."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paradigms:
+    """One session of the study."""
+
+    modality: tuple[Modality, ...] = ("rgbe",)
+    """Target modalities."""
+    sizes: tuple[int, ...] = (64, 192, 768, 3072)
+    """Target pairs to tune with."""
+    seeds: int = 5
+    """Draws of objects, backgrounds, motion, pairs and batch order."""
+    methods: tuple[str, ...] = ()
+    """Families of methods, in the order in which they are run; all when empty."""
+    steps: int = 160
+    """Optimizer steps of every run."""
+    batch: int = 8
+    """Pairs per step."""
+    test_sequences: int = 64
+    """Target and source sequences that every run is tested on, none of them among those for validation."""
+    test_pairs: int = 2_048
+    """Target pairs of them, as many for each sequence; half as many of the source."""
+    fisher_samples: int = 256
+    """Source pairs that priors are estimated from."""
+    hours: float = 0.0
+    """No cell starts after so long; 0: no limit."""
+    concurrent: int = 2
+    """Cells at once."""
+    out: Path = Path("outputs/paradigms")
+    """Output directory, extended by every session."""
+    quick: bool = False
+    """Two methods, one size, one seed, few steps and tests; in outputs/paradigms_quick unless --out is given."""
+    tracking_uri: str | None = None
+    """Any MLflow tracking URI; the default is MLFLOW_TRACKING_URI, else a database in --out."""
+
+
+def base_of(session: Paradigms, modality: Modality) -> TrainConfig:
+    """What all cells of a modality have in common.
+
+    Args:
+        session: the settings.
+        modality: of the target.
+
+    Returns:
+        A configuration.
+    """
+    return TrainConfig(
+        name="paradigms",
+        data=DataConfig(modality=modality, val_sequences=8, test_sequences=session.test_sequences, source_sequences=8, length=LENGTH),
+        srft=SRFTConfig(fisher_samples=session.fisher_samples),
+        optim=OptimConfig(epochs=4, steps_per_epoch=max(1, session.steps // 4), batch_size=session.batch),
+    )
+
+
+def rendered(data: DataConfig, split: Split, count: int, first: int, cache: Path) -> tuple[Sequence, ...]:
+    """Some sequences of a split in which the target can be measured.
+
+    Args:
+        data: world, length and modality.
+        split: which objects and backgrounds.
+        count: how many.
+        first: index of the first.
+        cache: folder of rendered sequences.
+
+    Returns:
+        The sequences; those of which no pair can be drawn are left out.
+    """
+    found = sequences(split, first + count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache)[first:]
+    return tuple(s for s in found if s.shortest_gap <= data.max_gap)
+
+
+@torch.inference_mode()
+def pair_success(network: MultiModalTracker, found: tuple[Sequence, ...], data: DataConfig, each: int, *, rgb_only: bool) -> np.ndarray:
+    """Success on drawn pairs: one look from a template in a shifted search region, without what tracking adds to it.
+
+    Args:
+        network: in eval mode.
+        found: sequences to draw from.
+        data: how pairs are drawn.
+        each: pairs of each sequence.
+        rgb_only: leave the auxiliary channels out.
+
+    Returns:
+        ``[S]`` success AUC of each sequence.
+    """
+    plain = dataclasses.replace(data, pool=0)
+    samplers = [PairSampler.of((s,), network.arch, plain, seed=i) for i, s in enumerate(found)]
+    keys = [(i, n) for i in range(len(found)) for n in range(each)]
+    overlaps = []
+    for start in range(0, len(keys), CHUNK):
+        batch = collate([samplers[i].pair(0, n) for i, n in keys[start : start + CHUNK]])
+        channels = 3 if rgb_only else batch.search.shape[1]
+        boxes = network(batch.template[:, :channels], batch.search[:, :channels]).boxes
+        corner = [torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1).double().numpy() for b in (boxes, batch.boxes)]
+        overlaps.append(iou(*corner))
+    return np.array([success_curve(part).mean() for part in np.concatenate(overlaps).reshape(len(found), each)])
+
+
+def tests(network: MultiModalTracker, data: DataConfig, pairs: int, cache: Path) -> dict[str, Any]:
+    """Everything that a tuned tracker is measured by.
+
+    Args:
+        network: the tracker.
+        data: the run's data settings.
+        pairs: target pairs of the test.
+        cache: folder of rendered sequences.
+
+    Returns:
+        Means by name, fractions of 1, and ``per_sequence`` lists of the same.
+    """
+    network.eval()
+    count, held_out = data.test_sequences, data.source_sequences
+    each = max(1, -(-pairs // count))
+    figures: dict[str, Any] = {}
+    lists: dict[str, list[float]] = {}
+    wanted: tuple[tuple[str, Split, int, int, int], ...] = (
+        ("test", "target-test", count, 0, each),
+        ("source", "source-test", count, held_out, -(-each // 2)),
+        ("val", "target-val", 32, 0, -(-each // 2)),
+        ("val_source", "source-test", 32, held_out + count, -(-each // 2)),
+    )
+    for name, split, number, first, draws in wanted:
+        found = rendered(data, split, min(number, count), first, cache)
+        rgb_only = split.startswith("source")
+        lists[f"{name}/pair_auc"] = pair_success(network, found, data, draws, rgb_only=rgb_only).tolist()
+        if name in ("test", "source"):
+            tracked = track_sequences(network, found, rgb_only=rgb_only)
+            measures = measure([(t.boxes, s.boxes, s.absent) for t, s in zip(tracked, found, strict=True)])
+            lists[f"{name}/online_auc"] = measures.per_sequence.tolist()
+            figures[f"{name}/online_precision"] = measures.precision_20
+    return figures | {name: float(np.mean(values)) for name, values in lists.items()} | {"per_sequence": lists}
+
+
+def run_cell(
+    config: TrainConfig,
+    *,
+    cache: Path,
+    out: Path,
+    pairs: int,
+    directory: Path,
+    worker: Worker,
+    on_epoch: Callable[[EpochReport], None],
+    resume: bool,
+) -> EpochReport:
+    """Train one cell, test it, write it down.
+
+    Args:
+        config: the cell.
+        cache: folder of sequences and priors.
+        out: folder of finished cells.
+        pairs: target pairs of the test.
+        directory: of its checkpoints.
+        worker: this process.
+        on_epoch: called after each epoch.
+        resume: go on from a checkpoint.
+
+    Returns:
+        The last epoch's report.
+
+    Raises:
+        ValueError: the run ended without a checkpoint.
+    """
+    torch.set_num_threads(1)
+    started, reports = time.monotonic(), []
+
+    def report(epoch: EpochReport) -> None:
+        reports.append(dataclasses.asdict(epoch))
+        on_epoch(epoch)
+
+    last = run(config, cache=cache, directory=directory, worker=worker, on_epoch=report, resume=resume)
+    trained = time.monotonic()
+    newest = checkpoint.latest(directory)
+    if newest is None:
+        raise ValueError(f"{directory}: the run of {config.name} left no checkpoint")
+    network = tuned_tracker(newest)
+    figures = tests(network, config.data, pairs, cache)
+    domain, _ = prepare(dataclasses.replace(config, paradigm="full"), cache)
+    sampler = PairSampler.of(domain.train, network.arch, config.data, seed=config.seed)
+    with torch.inference_mode():
+        shown = collate([sampler.pair(0, n) for n in range(min(512, pairs))])
+        found = [network(shown.template[i : i + CHUNK], shown.search[i : i + CHUNK]).boxes for i in range(0, len(shown.boxes), CHUNK)]
+    corner = [torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1).double().numpy() for b in (torch.cat(found), shown.boxes)]
+    figures["train/pair_auc"] = float(success_curve(iou(*corner)).mean())
+    write_json(
+        out / f"{config.digest()}.json",
+        {
+            "cell": config.name.split(".")[1:],
+            "config": to_flat(config),
+            "measures": figures,
+            "history": [{"step": r["step"], **_curve(r["metrics"])} for r in reports],
+            "train_seconds": trained - started,
+            "seconds": time.monotonic() - started,
+            "commit": git_commit(),
+            "environment": environment(),
+        },
+    )
+    return last
+
+
+def _curve(metrics: dict[str, float]) -> dict[str, float]:
+    kept = ("train/loss", "train/iou", "val/success_auc", "source/success_auc", "srft/prior_weight", "sparsity/hoyer")
+    return {name: metrics[name] for name in kept if name in metrics}
+
+
+def untuned(session: Paradigms, modality: Modality, out: Path, cache: Path) -> None:
+    """Test the two streams before tuning, and the RGB tracker that they were made of, once.
+
+    Args:
+        session: the settings.
+        modality: of the target.
+        out: folder of finished cells.
+        cache: folder of sequences.
+    """
+    base = base_of(session, modality)
+    for name, streams in (("zero-shot", 2), ("rgb", 1)):
+        path = out / f"{name}-{modality}.json"
+        if path.exists():
+            continue
+        network = load_tracker(base.tracker.pretrained, streams=streams)
+        if streams == 1:  # Shown what it can see.
+            base = dataclasses.replace(base, data=dataclasses.replace(base.data, modality="rgb"))
+        figures = tests(network, base.data, session.test_pairs, cache)
+        write_json(path, {"cell": [modality, "0", "0", name, ""], "config": to_flat(base), "measures": figures, "history": []})
+
+
+def batches(found: list[Cell], size: int) -> Iterator[list[Cell]]:
+    """Cells in the order in which they are run, a few to a Ray Tune study, so that a session can end between two.
+
+    Args:
+        found: the cells.
+        size: of a batch.
+
+    Yields:
+        Cells.
+    """
+    for start in range(0, len(found), size):
+        yield found[start : start + size]
+
+
+def main(session: Paradigms) -> None:
+    """Run the cells that are missing.
+
+    Args:
+        session: the settings.
+    """
+    if session.quick:
+        changed = {"sizes": (64,), "seeds": 1, "methods": ("fft", "penalty"), "steps": 8, "test_sequences": 4, "test_pairs": 16}
+        session = dataclasses.replace(session, **changed, fisher_samples=16)
+        session = dataclasses.replace(session, out=Path("outputs/paradigms_quick") if session.out == Paradigms.out else session.out)
+    out = session.out.resolve()
+    cells, cache = out / "cells", out / "cache"
+    cells.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    wanted = cells_of(
+        session.modality, session.sizes, session.seeds, session.methods, lambda modality: base_of(session, modality), few=session.quick
+    )
+    missing = [cell for cell in wanted if not (cells / f"{cell.config.digest()}.json").exists()]
+    say(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished, in {out}")
+    started = time.monotonic()
+    for modality in session.modality:
+        untuned(session, modality, cells, cache)
+
+    from srft.run_logging import open_study
+    from srft.search.tuning import run_study
+
+    entry = functools.partial(run_cell, cache=cache, out=cells, pairs=session.test_pairs)
+    made: set[str] = set()
+    for part in batches(missing, 24):
+        if session.hours and time.monotonic() - started > 3600 * session.hours:
+            say(f"{session.hours:g} hours are over; the same command goes on")
+            break
+        for cell in part:  # One process makes what several read.
+            _prepare(cell.config, cache, made)
+        base = part[0].config
+        points = tuple({key: value for key, value in to_flat(cell.config).items() if key != "name"} for cell in part)
+        study = Study(
+            name="paradigms",
+            base=dataclasses.replace(base, name="paradigms"),
+            space=Space({}),
+            num_samples=0,
+            fixed=points,
+            early_stopping=False,
+            max_concurrent=min(session.concurrent, len(part)),
+            max_hours=max(1e-3, session.hours - (time.monotonic() - started) / 3600) if session.hours else 0.0,
+        )
+        home = out / "sessions" / f"{time.time_ns():x}"
+        claim(study, home, resume=False)
+        named = {i: cell.config for i, cell in enumerate(part)}
+        with (
+            open_study(home, study.name, named, digest=study.digest(), uri=session.tracking_uri, params=to_flat(study.base)) as log,
+            Board(study.size) as board,
+        ):
+            run_study(study, functools.partial(_named, named=named, entry=entry), directory=home, trial_log=log, on_progress=board.show)
+            for i, cell in enumerate(part):
+                log.set_tags({"method": cell.method, "setting": cell.setting, "pairs": str(cell.size)}, index=i)
+
+
+def _named(config: TrainConfig, *, named: dict[int, TrainConfig], entry: Callable[..., EpochReport], **arguments: Any) -> EpochReport:
+    # Trials are numbered; cells have names that say what they are.
+    return entry(named[int(config.name.rsplit("-", 1)[1])], **arguments)
+
+
+def _prepare(config: TrainConfig, cache: Path, made: set[str]) -> None:
+    data, kind = config.data, f"{config.srft.estimator} {config.srft.fisher} {config.srft.diagonal} {config.tracker.freeze_head}"
+    what = f"{data.modality} {data.train_world} {data.train_sequences} {config.baseline.kind == 'ewc'} {config.paradigm} {kind}"
+    if what not in made:
+        made.add(what)
+        prepare(config, cache)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Paradigms, description=__doc__))

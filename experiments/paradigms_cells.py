@@ -1,0 +1,145 @@
+"""The cells of the proof study: which methods, each with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from srft.config import Modality, TrainConfig, from_flat
+
+__all__ = ["METHODS", "Cell", "cells_of"]
+
+Point = Mapping[str, Any]
+RATE = 6e-4
+"""Of the methods that hold weights back, where a method's list does not vary it."""
+HALF = 0.55
+"""What damping leaves of the learning rate on average, at full strength: such methods have rates of RATE / HALF too."""
+
+
+def _rates(paradigm: str, *rates: float) -> dict[str, Point]:
+    return {f"lr {rate:g}": {"paradigm": paradigm, "optim.lr": rate} for rate in rates}
+
+
+def _held(kind: str, decoupled: bool, *strengths: float) -> dict[str, Point]:
+    common = {"paradigm": "full", "optim.lr": RATE, "baseline.kind": kind, "baseline.decoupled": decoupled}
+    return {f"strength {strength:g}": {**common, "baseline.strength": strength} for strength in strengths}
+
+
+def _srft(rate: float = RATE, **settings: Any) -> Point:
+    return {"paradigm": "srft", "optim.lr": rate, "srft.schedule": "constant", **{f"srft.{key}": value for key, value in settings.items()}}
+
+
+METHODS: dict[str, dict[str, Point]] = {
+    "fft": _rates("full", 3e-4, 6e-4, 1.5e-4, 1e-3),
+    "penalty": {
+        f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="penalty")
+        for strength, k in ((100.0, 16), (1000.0, 16), (10.0, 16), (100.0, 1), (100.0, 4), (100.0, 64), (1000.0, 64))
+    },
+    "proximal dense": {
+        f"{strength:g}, K=16": _srft(prior_strength=strength, rank=16, mode="proximal", diagonal=True) for strength in (1e4, 1e3, 1e5)
+    },
+    "lora": _rates("lora", 2e-3, 1e-3, 4e-3),
+    "ewc decoupled": _held("ewc", True, 1000.0, 100.0, 10_000.0),
+    "l2-sp decoupled": _held("l2_sp", True, 100.0, 30.0, 300.0),
+    "damping": {
+        f"lr {rate:.2g}": {**_srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16), "srft.schedule": "power"}
+        for rate in (RATE / HALF, RATE, 1.5e-4 / HALF)
+    },
+    "proximal": {
+        f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="proximal")
+        for strength, k in ((1000.0, 16), (1e4, 16), (1000.0, 64), (1e4, 64), (1000.0, 4), (1000.0, 1))
+    },
+    "penalty dense": {
+        f"{strength:g}, K=16": _srft(prior_strength=strength, rank=16, mode="penalty", diagonal=True) for strength in (100.0, 1000.0)
+    },
+    "projection": {
+        f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="projection")
+        for strength, k in ((1.0, 16), (100.0, 16), (1.0, 64))
+    },
+    "projection dense": {"1, K=16": _srft(prior_strength=1.0, rank=16, mode="projection", diagonal=True)},
+    "scale group": {"100, K=16": _srft(prior_strength=100.0, rank=16, scale="group")},
+    "srft": {
+        schedule: {**_srft(prior_strength=100.0, rank=16, damping_strength=0.5), "srft.schedule": schedule}
+        for schedule in ("power", "constant", "linear", "cosine", "exponential", "step", "adaptive")
+    },
+    "head": _rates("head", 3e-4, 1e-3),
+    "prompt": _rates("prompt", 1e-3, 3e-3),
+    "adapter": _rates("adapter", 1e-3, 3e-3),
+    "l2-sp gradient": _held("l2_sp", False, 0.01, 0.1),
+    "ewc gradient": _held("ewc", False, 0.01, 0.1),
+    "released": {
+        f"lr {rate:.2g}": _srft(rate, prior_strength=0.0, damping_strength=1.0, rank=0, transfer="two_step") for rate in (RATE / HALF, RATE)
+    },
+    "srft on lora": {"lr 0.002": {**_srft(2e-3, damping_strength=0.5), "paradigm": "srft-lora"}},
+    "srft on prompt": {"lr 0.003": {**_srft(3e-3, damping_strength=0.5), "paradigm": "srft-prompt"}},
+}
+"""By family: settings by name, the first the one that is run first. ``released`` is the published rule with true ranks."""
+FIRST = ("fft", "penalty", "proximal dense", "lora", "ewc decoupled", "l2-sp decoupled", "damping")
+"""Families that say most: run before any other, one setting after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the study."""
+
+    modality: Modality
+    size: int
+    """Target pairs."""
+    seed: int
+    method: str
+    setting: str
+    config: TrainConfig
+    """Its name is ``cell.<modality>.<size>.<seed>.<method>.<setting>``, commas for points."""
+
+
+def cells_of(
+    modalities: Sequence[Modality],
+    sizes: Sequence[int],
+    seeds: int,
+    methods: Sequence[str],
+    base: Callable[[Modality], TrainConfig],
+    *,
+    few: bool = False,
+) -> list[Cell]:
+    """All cells, the most informative first: modality by modality; first settings of the first families, three seeds, small sizes.
+
+    Args:
+        modalities: of the target.
+        sizes: target pairs.
+        seeds: how many.
+        methods: families; all when empty.
+        base: what all cells of a modality have in common.
+        few: the first setting of each family only.
+
+    Returns:
+        The cells.
+
+    Raises:
+        ValueError: there is no such family.
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"methods: {', '.join(unknown)}; expected some of {', '.join(METHODS)}")
+    found = []
+    for m, modality in enumerate(modalities):
+        common = base(modality)
+        for method in methods or METHODS:
+            for s, (setting, point) in enumerate(METHODS[method].items()):
+                for z, size in enumerate(sizes):
+                    for seed in range(seeds):
+                        if few and s:
+                            continue
+                        order = (m, z > 1, method not in FIRST, seed >= 3, z, s > 1, seed, s)
+                        found.append((order, _cell(common, modality, size, seed, method, setting, point)))
+    return [cell for _, cell in sorted(found, key=lambda entry: entry[0])]
+
+
+def _cell(common: TrainConfig, modality: Modality, size: int, seed: int, method: str, setting: str, point: Point) -> Cell:
+    drawn = {
+        "name": f"cell.{modality}.{size}.{seed}.{method}.{setting.replace('.', ',')}",
+        "seed": seed,
+        "data.train_world": 1000 + seed,
+        "data.train_sequences": min(192, max(8, size // 8)),
+        "data.pool": size,
+    }
+    return Cell(modality=modality, size=size, seed=seed, method=method, setting=setting, config=from_flat({**point, **drawn}, common))
