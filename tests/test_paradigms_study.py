@@ -12,8 +12,8 @@ def base(modality: str) -> TrainConfig:
 
 
 def test_every_cell_is_another_run_and_the_most_telling_come_first() -> None:
-    cells = cells_of(("rgbe", "rgbt"), (64, 192, 768), 5, (), base)
-    assert len({cell.config.digest() for cell in cells}) == len(cells) == 2 * 3 * 5 * sum(map(len, METHODS.values()))
+    cells = cells_of(("rgbe", "rgbt"), (64, 768), 1, (), base)
+    assert len({cell.config.digest() for cell in cells}) == len(cells) == 2 * 2 * sum(map(len, METHODS.values()))
     assert {cell.modality for cell in cells[: len(cells) // 2]} == {"rgbe"}
     assert {(cell.size, cell.seed, cell.method) for cell in cells[: len(FIRST)]} <= {(64, 0, method) for method in FIRST}
     assert all(cell.config.data.pool == cell.size for cell in cells)
