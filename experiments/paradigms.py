@@ -31,8 +31,8 @@ from srft.config import DataConfig, Modality, OptimConfig, SRFTConfig, TrainConf
 from srft.data.pairs import PairSampler, collate
 from srft.data.sequence import Sequence
 from srft.data.synthetic import Split, sequences
+from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import iou, measure, success_curve
-from srft.evaluation.online import track_sequences
 from srft.files import environment, git_commit, write_json
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from srft.config import Modality, TrainConfig, from_flat
+from srft.config import Modality, TrainConfig
+from srft.settings import from_flat
 
 __all__ = ["METHODS", "Cell", "cells_of"]
 
