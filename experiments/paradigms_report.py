@@ -1,0 +1,343 @@
+"""Tables and curves of the proof study, from the cells that it has finished: the same cells give the same files.
+
+uv run experiments/paradigms_report.py outputs/paradigms --results experiments/results
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from leaderboard import table
+from srft.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+REFERENCE = "fft"
+"""What the others are compared with, at its own best setting."""
+DRAWS = 4_000
+"""Of the bootstrap."""
+COLUMNS = (
+    "test/pair_auc",
+    "test/online_auc",
+    "test/online_precision",
+    "source/pair_auc",
+    "source/online_auc",
+    "val/pair_auc",
+    "train/pair_auc",
+)
+MARKS = "osD^vP*X<>hdp8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write what the finished cells say."""
+
+    study: Annotated[Path, tyro.conf.Positional]
+    """Output directory of experiments/paradigms.py."""
+    results: Path = Path("experiments/results")
+    """Folder for paradigms_tables.md, paradigms.csv and the pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One finished cell."""
+
+    modality: str
+    size: int
+    seed: int
+    method: str
+    setting: str
+    measures: dict[str, float]
+    per_sequence: dict[str, list[float]]
+    history: list[dict[str, float]]
+    seconds: float
+    commit: str
+
+    @property
+    def gap(self) -> float:
+        """Training less test success."""
+        return self.measures.get("train/pair_auc", float("nan")) - self.measures["test/pair_auc"]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The finished cells.
+
+    Args:
+        folder: ``cells`` of a study.
+
+    Returns:
+        In order of what they are.
+
+    Raises:
+        ValueError: there are none, or one cannot be read.
+    """
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text())
+            modality, size, seed, method, setting = found["cell"]
+            measures = dict(found["measures"])
+            lists = measures.pop("per_sequence")
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a finished cell ({error}); delete it and the study runs it again") from None
+        rows.append(
+            Row(
+                modality=modality,
+                size=int(size),
+                seed=int(seed),
+                method=method,
+                setting=setting.replace(",", ".") if setting.startswith(("lr", "strength")) else setting,
+                measures=measures,
+                per_sequence=lists,
+                history=found["history"],
+                seconds=found.get("train_seconds", 0.0),
+                commit=found.get("commit", ""),
+            )
+        )
+    if not rows:
+        raise ValueError(f"{folder}: no finished cell; run experiments/paradigms.py first")
+    return sorted(rows, key=lambda r: (r.modality, r.size, r.method, r.setting, r.seed))
+
+
+def chosen(rows: list[Row]) -> dict[str, list[Row]]:
+    """Each method at the setting that is best on validation, never on test: mean of its success on drawn validation pairs.
+
+    Args:
+        rows: of one modality and size.
+
+    Returns:
+        By method, its cells at that setting; a setting that has fewer seeds than another of the method is passed over.
+    """
+    settings: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        settings[row.method][row.setting].append(row)
+    best = {}
+    for method, found in settings.items():
+        most = max(map(len, found.values()))
+        whole = [cells for cells in found.values() if len(cells) == most]
+        best[method] = max(whole, key=lambda cells: float(np.mean([c.measures["val/pair_auc"] for c in cells])))
+    return best
+
+
+def paired(first: list[Row], second: list[Row], measure: str) -> tuple[float, float, float, int]:
+    """Difference of two methods on the same seeds and sequences, with an interval over both.
+
+    Args:
+        first: cells of one method.
+        second: of the other.
+        measure: of every sequence.
+
+    Returns:
+        Mean of first less second, its 95 % interval (percentiles of a bootstrap that draws seeds and sequences anew), and the number of
+        seeds; not-a-number without a seed in common, and no interval from one seed alone.
+    """
+    others = {row.seed: row for row in second}
+    both = [(row, others[row.seed]) for row in first if row.seed in others]
+    if not both:
+        return float("nan"), float("nan"), float("nan"), 0
+    differences = np.array([np.subtract(a.per_sequence[measure], b.per_sequence[measure]) for a, b in both])
+    mean, (seeds, count) = float(differences.mean()), differences.shape
+    if seeds < 2:
+        return mean, float("nan"), float("nan"), seeds
+    rng = np.random.default_rng(0)
+    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    sequence_weights = rng.multinomial(count, np.full(count, 1 / count), DRAWS) / count
+    drawn = np.einsum("ds,sn,dn->d", seed_weights, differences, sequence_weights)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return mean, float(low), float(high), seeds
+
+
+def front(points: list[tuple[float, float]]) -> list[int]:
+    """Which points no other beats in both measures.
+
+    Args:
+        points: pairs to maximize.
+
+    Returns:
+        Their indices, by the first measure.
+    """
+    kept = [i for i, (x, y) in enumerate(points) if not any((a >= x and b >= y and (a > x or b > y)) for a, b in points)]
+    return sorted(kept, key=lambda i: points[i])
+
+
+def tables(rows: list[Row]) -> str:
+    """A table for each modality and size.
+
+    Args:
+        rows: all cells.
+
+    Returns:
+        Markdown.
+    """
+    lines: list[str] = []
+    for modality in dict.fromkeys(row.modality for row in rows):
+        start = {r.method: r for r in rows if r.modality == modality and r.size == 0}
+        for size in sorted({r.size for r in rows if r.modality == modality and r.size}):
+            best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
+            lines += [f"### {modality}, {size} target pairs", ""]
+            body = [_line(name, [row], None, start) for name, row in start.items()]
+            order = sorted(best, key=lambda method: -_mean(best[method], "test/pair_auc"))
+            body += [_line(method, best[method], best.get(REFERENCE), start) for method in order]
+            head = [
+                "method (setting)",
+                "n",
+                "target pairs",
+                "online AUC / P",
+                "source pairs (kept)",
+                "source online",
+                "train - test",
+            ]
+            lines += [*table([*head, f"pairs - {REFERENCE} [95 %]", f"source - {REFERENCE} [95 %]", "s"], body), ""]
+    return "\n".join(lines)
+
+
+def _mean(cells: list[Row], measure: str) -> float:
+    return float(np.mean([c.measures[measure] for c in cells]))
+
+
+def _line(method: str, cells: list[Row], reference: list[Row] | None, start: dict[str, Row]) -> list[str]:
+    percent = lambda value: f"{100 * value:.1f}"
+
+    def spread(measure: str) -> str:
+        values = [c.measures[measure] for c in cells]
+        return percent(np.mean(values)) + (f" ± {100 * np.std(values, ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else "")
+
+    def against(measure: str) -> str:
+        if reference is None or method == REFERENCE:
+            return ""
+        mean, low, high, seeds = paired(cells, reference, measure)
+        if not seeds:
+            return "-"
+        return f"{100 * mean:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if seeds > 1 else " (n = 1)")
+
+    before = start["zero-shot"].measures["source/pair_auc"] if "zero-shot" in start else float("nan")
+    tuned = cells[0].size > 0
+    return [
+        f"{method} ({cells[0].setting})" if tuned else method,
+        str(len(cells)),
+        spread("test/pair_auc"),
+        f"{percent(_mean(cells, 'test/online_auc'))} / {percent(_mean(cells, 'test/online_precision'))}",
+        f"{spread('source/pair_auc')} ({100 * _mean(cells, 'source/pair_auc') / before:.0f} %)",
+        percent(_mean(cells, "source/online_auc")),
+        percent(np.mean([c.gap for c in cells])) if tuned else "",
+        against("test/pair_auc"),
+        against("source/pair_auc"),
+        f"{np.median([c.seconds for c in cells]):.0f}" if tuned else "",
+    ]
+
+
+def as_csv(rows: list[Row]) -> str:
+    """Every cell as a line.
+
+    Args:
+        rows: all cells.
+
+    Returns:
+        CSV with a header.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["modality", "pairs", "seed", "method", "setting", *COLUMNS, "best_step", "train_seconds", "commit"])
+    for r in rows:
+        curve = [entry.get("val/success_auc", 0.0) for entry in r.history]
+        step = int(r.history[int(np.argmax(curve))]["step"]) if curve else ""
+        figures = [f"{r.measures[c]:.4f}" if c in r.measures else "" for c in COLUMNS]
+        writer.writerow([r.modality, r.size, r.seed, r.method, r.setting, *figures, step, f"{r.seconds:.1f}", r.commit])
+    return text.getvalue()
+
+
+def curves(rows: list[Row], modality: str, path: Path) -> None:
+    """Target success against what is kept of the source: a curve per method over its settings, and the Pareto front.
+
+    Args:
+        rows: all cells.
+        modality: which.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    sizes = sorted({r.size for r in rows if r.modality == modality and r.size})
+    methods = sorted({r.method for r in rows if r.modality == modality and r.size})
+    figure = Figure(figsize=(6.0 * len(sizes), 5.0), layout="constrained")
+    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        _front_axes(axes, [r for r in rows if r.modality == modality and r.size in (0, size)], methods, f"{modality}, {size} pairs")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _front_axes(axes: Axes, rows: list[Row], methods: list[str], title: str) -> None:
+    points: list[tuple[float, float]] = []
+    for i, method in enumerate(methods):
+        settings: dict[str, list[Row]] = defaultdict(list)
+        for r in rows:
+            if r.method == method:
+                settings[r.setting].append(r)
+        mine = sorted((100 * _mean(c, "source/pair_auc"), 100 * _mean(c, "test/pair_auc")) for c in settings.values())
+        points += mine
+        if mine:
+            axes.plot(*zip(*mine, strict=True), marker=MARKS[i % len(MARKS)], color=f"C{i % 10}", label=method, lw=1, alpha=0.85)
+    kept = [points[i] for i in front(points)]
+    axes.plot(*zip(*kept, strict=True), color="black", lw=5, alpha=0.15, zorder=0, label="Pareto front")
+    for r in rows:
+        if r.method == "zero-shot":
+            axes.plot(100 * r.measures["source/pair_auc"], 100 * r.measures["test/pair_auc"], "k+", ms=12, label="untuned")
+    axes.set(title=title, xlabel="kept of the source: RGB-only success on pairs, %", ylabel="target success on pairs, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def trajectories(rows: list[Row], modality: str, size: int, path: Path) -> None:
+    """Loss in training and success on validation over the steps, each method at its chosen setting: the paper's figure 1.
+
+    Args:
+        rows: all cells.
+        modality: which.
+        size: which.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.0, 3.6), layout="constrained")
+    shown = ("train/iou", "val/success_auc", "source/success_auc")
+    best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
+    for axes, name in zip(figure.subplots(1, 3), shown, strict=True):
+        for i, method in enumerate(sorted(best)):
+            histories = [r.history for r in best[method] if r.history and name in r.history[0]]
+            if histories:
+                means = np.mean([[entry[name] for entry in h] for h in histories], 0)
+                axes.plot([entry["step"] for entry in histories[0]], 100 * means, color=f"C{i % 10}", label=method)
+        axes.set(xlabel="step", title=name)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main(report: Report) -> None:
+    """Read, compute, write.
+
+    Args:
+        report: the settings.
+    """
+    rows = read_rows(report.study / "cells")
+    report.results.mkdir(parents=True, exist_ok=True)
+    text = tables(rows)
+    write_text(report.results / "paradigms_tables.md", text)
+    write_text(report.results / "paradigms.csv", as_csv(rows))
+    for modality in dict.fromkeys(r.modality for r in rows if r.size):
+        curves(rows, modality, report.results / f"paradigms_{modality}.png")
+        size = min(r.size for r in rows if r.modality == modality and r.size)
+        trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Report, description=__doc__))
