@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from leaderboard import Board, say
-from paradigms_cells import Cell, cells_of
+from paradigms_cells import Cell, cells_of, identity
 from srft.config import DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
 from srft.data.pairs import PairSampler, collate
 from srft.data.sequence import Sequence
@@ -232,7 +232,7 @@ def run_cell(
     corner = [torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1).double().numpy() for b in (torch.cat(found), shown.boxes)]
     figures["train/pair_auc"] = float(success_curve(iou(*corner)).mean())
     write_json(
-        out / f"{config.digest()}.json",
+        out / f"{identity(config)}.json",
         {
             "cell": config.name.split(".")[1:],
             "config": to_flat(config),
@@ -304,7 +304,7 @@ def main(session: Paradigms) -> None:
     wanted = cells_of(
         session.modality, session.sizes, session.seeds, session.methods, lambda modality: base_of(session, modality), few=session.quick
     )
-    missing = [cell for cell in wanted if not (cells / f"{cell.config.digest()}.json").exists()]
+    missing = [cell for cell in wanted if not (cells / f"{identity(cell.config)}.json").exists()]
     say(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished, in {out}")
     started = time.monotonic()
     for modality in session.modality:

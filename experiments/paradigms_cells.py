@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from srft.config import Modality, TrainConfig
+from srft.config import Modality, TrainConfig, to_flat
 from srft.settings import from_flat
 
-__all__ = ["METHODS", "Cell", "cells_of"]
+__all__ = ["METHODS", "Cell", "cells_of", "identity"]
 
 Point = Mapping[str, Any]
 RATE = 6e-4
@@ -29,6 +31,11 @@ def _held(kind: str, decoupled: bool, *strengths: float) -> dict[str, Point]:
 
 def _srft(rate: float = RATE, **settings: Any) -> Point:
     return {"paradigm": "srft", "optim.lr": rate, "srft.schedule": "constant", **{f"srft.{key}": value for key, value in settings.items()}}
+
+
+def _damped(rate: float, damped: str) -> Point:
+    settings = _srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16, damped=damped, damped_rate="kept")
+    return {**settings, "srft.schedule": "power"}
 
 
 METHODS: dict[str, dict[str, Point]] = {
@@ -64,6 +71,10 @@ METHODS: dict[str, dict[str, Point]] = {
         schedule: {**_srft(prior_strength=100.0, rank=16, damping_strength=0.5), "srft.schedule": schedule}
         for schedule in ("power", "constant", "linear", "cosine", "exponential", "step", "adaptive")
     },
+    "damping opposed": {f"lr {rate:g}": _damped(rate, "opposed") for rate in (RATE, 3e-4)},
+    "damping by prior": {f"lr {rate:g}": _damped(rate, "prior") for rate in (RATE, 3e-4)},
+    "damping, rate kept": {f"lr {rate:g}": _damped(rate, "both") for rate in (RATE, 3e-4)},
+    "penalty, opposed": {"100, K=16": {**_damped(RATE, "opposed"), "srft.prior_strength": 100.0}},
     "head": _rates("head", 3e-4, 1e-3),
     "prompt": _rates("prompt", 1e-3, 3e-3),
     "adapter": _rates("adapter", 1e-3, 3e-3),
@@ -78,6 +89,20 @@ METHODS: dict[str, dict[str, Point]] = {
 """By family: settings by name, the first the one that is run first. ``released`` is the published rule with true ranks."""
 FIRST = ("fft", "penalty", "proximal dense", "lora", "ewc decoupled", "l2-sp decoupled", "damping")
 """Families that say most: run before any other, one setting after the other."""
+
+
+def identity(config: TrainConfig) -> str:
+    """What a finished cell is known by: a digest of the settings that are not the usual ones, so that settings added later change nothing.
+
+    Args:
+        config: of the cell.
+
+    Returns:
+        Twelve hex digits.
+    """
+    usual = to_flat(TrainConfig())
+    changed = {key: value for key, value in to_flat(config).items() if key != "name" and value != usual[key]}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,11 @@ from tests.small_net import (
         ("diagonal alone", "several buckets"),
     ],
 )
-@pytest.mark.parametrize(("damping", "scale"), [(0.0, "global"), (0.8, "global"), (0.8, "group")])
+@pytest.mark.parametrize(
+    ("damping", "scale", "damped"), [(0.0, "global", "both"), (0.8, "global", "both"), (0.8, "group", "opposed"), (0.8, "global", "prior")]
+)
 @pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
-def test_every_mode_against_dense(mode, damping, scale, kind, layout, monkeypatch):
+def test_every_mode_against_dense(mode, damping, scale, damped, kind, layout, monkeypatch):
     lay_out(monkeypatch, layout)
     model, total, strength = net(torch.float64), 12, 0.7
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -54,7 +56,9 @@ def test_every_mode_against_dense(mode, damping, scale, kind, layout, monkeypatc
     if kind == "diagonal alone":
         prior = prior.truncated(0)
     prior = PriorSensitivity(**{**vars(prior), "groups": {n: p for n, p in prior.groups.items() if n != "out.bias"}})
-    config = settings(rank=prior.rank, mode=mode, scale=scale, prior_strength=strength, damping_strength=damping, kappa=2.0)
+    rate = "reduced" if damped == "both" else "kept"
+    forms = {"damping_strength": damping, "damped": damped, "damped_rate": rate}
+    config = settings(rank=prior.rank, mode=mode, scale=scale, prior_strength=strength, kappa=2.0, **forms)
     optimizer = SRFTAdamW(model.named_parameters(), total_steps=total, srft=config, prior=prior, pretrained=pretrained, **ADAM)
     dense, tables, prior_ranks = {}, {}, {}
     for group in groups_of(start):
@@ -73,6 +77,8 @@ def test_every_mode_against_dense(mode, damping, scale, kind, layout, monkeypatc
             mode=mode,
             strength=strength,
             damping=damping,
+            damped=damped,
+            kept=rate == "kept",
             **ADAM,
         )
         if p:
@@ -274,3 +280,21 @@ def test_uniform_damping_is_a_smaller_learning_rate():
     ours = SRFTAdamW(a.named_parameters(), total_steps=10, srft=settings(damping_strength=0.5, damping_range=(0.5, 0.5)), **ADAM)
     theirs = torch.optim.AdamW(b.parameters(), **{**ADAM, "lr": ADAM["lr"] * 0.75})
     assert torch.equal(run(a, ours, 4), run(b, theirs, 4))
+
+
+@pytest.mark.parametrize("damped", ["both", "opposed", "prior"])
+def test_a_rate_that_is_kept_is_shared_out_and_not_lowered(damped):
+    a, b = net(), net()
+    ours = SRFTAdamW(a.named_parameters(), total_steps=10, srft=settings(damping_strength=1.0, damped=damped, damped_rate="kept"), **ADAM)
+    plain = torch.optim.AdamW(b.parameters(), **ADAM)
+    assert (run(a, ours, 3) - run(b, plain, 3)).abs().max() < 1e-6  # Before the first statistics all ranks are a half.
+    ours.set_statistics(MergedStatistics.of(3, ours.sketches()))
+    start = a.out.weight.detach().clone(), b.out.weight.detach().clone()
+    run(a, ours, 1, first=3)
+    run(b, plain, 1, first=3)
+    moved, usual = ((m.out.weight.detach() - s).abs().view(-1) for m, s in zip((a, b), start, strict=True))
+    factor = moved / usual
+    pulled = true_rank((plain.state[b.out.weight]["exp_avg_sq"].sqrt()).view(-1).numpy())
+    assert factor.mean() == pytest.approx(1, abs=0.08)
+    slope = np.corrcoef(pulled, factor.numpy())[0, 1] if damped != "prior" else float(factor.max() - factor.min() > 1e-3)
+    assert {"both": slope < -0.9, "opposed": slope > 0.9, "prior": slope == 0}[damped]

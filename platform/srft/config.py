@@ -18,6 +18,8 @@ Schedule = Literal["power", "constant", "linear", "cosine", "exponential", "step
 TangentMode = Literal["penalty", "proximal", "projection"]
 PriorScale = Literal["global", "group"]
 TransferSource = Literal["adam", "two_step"]
+Damped = Literal["both", "opposed", "prior"]
+DampedRate = Literal["reduced", "kept"]
 FisherType = Literal["empirical", "mc"]
 PriorEstimator = Literal["exact", "streaming", "kronecker"]
 Baseline = Literal["none", "l2_sp", "ewc"]
@@ -181,6 +183,10 @@ class SRFTConfig:
     """Weight of the element-wise damping [lambda_d], 0 to 1; 0 disables it."""
     damping_range: tuple[float, float] = (0.25, 0.65)
     """Damping of the least and of the most sensitive element [m_min, m_max]."""
+    damped: Damped = "both"
+    """What is damped as the prior hands over: what the target pulls at, as released; what it does not pull at; or all elements alike."""
+    damped_rate: DampedRate = "reduced"
+    """Damping also lowers the mean learning rate, or, divided by its mean, only shares it out."""
     mode: TangentMode = "penalty"
     """How the tangent-space term acts on the step."""
     scale: PriorScale = "global"
@@ -205,6 +211,8 @@ class SRFTConfig:
         _check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
         low, high = self.damping_range
         _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
+        moves = self.damped_rate == "reduced" or self.damping_strength * (low + high) < 2
+        _check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
         _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
         _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
         words = {
@@ -212,6 +220,8 @@ class SRFTConfig:
             "mode": TangentMode,
             "scale": PriorScale,
             "transfer": TransferSource,
+            "damped": Damped,
+            "damped_rate": DampedRate,
             "fisher": FisherType,
             "estimator": PriorEstimator,
         }

@@ -24,6 +24,8 @@ class DenseStep:
         damping=0.0,
         low=0.25,
         high=0.65,
+        damped="both",
+        kept=False,
         **adam,
     ):
         self.values, self.anchor = np.array(values, np.float64), np.array(anchor, np.float64)
@@ -37,6 +39,7 @@ class DenseStep:
         self.diagonal_projector = np.diag(np.divide(remainder, remainder + ridge, out=np.zeros(self.n), where=remainder > 0))
         self.has_prior = len(lam) > 0 or remainder.any()
         self.mode, self.strength, self.damping, self.low, self.high, self.adam = mode, strength, damping, low, high, adam
+        self.damped, self.kept = damped, kept
         self.first, self.second, self.t = np.zeros(self.n), np.zeros(self.n), 0
 
     def step(self, gradient, w, prior_rank=None, transfer_rank=None):
@@ -55,8 +58,11 @@ class DenseStep:
         factor = 1.0
         if self.damping:
             transfer = 0.5 if transfer_rank is None else transfer_rank(self.magnitude)
+            transfer = {"both": transfer, "opposed": 1 - transfer, "prior": np.full(self.n, 0.5)}[self.damped]
             rank = w * prior_rank + (1 - w) * transfer if self.has_prior else transfer
             factor = 1 - self.damping * (self.low + (self.high - self.low) * rank)
+            if self.kept:
+                factor = factor / (1 - self.damping * (self.low + self.high) / 2)
         self.values = self.values - lr * factor * (u + decay * self.values)
         if self.mode == "proximal":
             # argmin over x of |x - theta|^2 / 2 + lr lambda w (x - anchor)^T A (x - anchor) / 2, by its normal equations; then of the rest.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srft.config import TransferSource
+from srft.config import Damped, SRFTConfig, TransferSource
 from srft.method.operation import Operation
 from srft.method.sketch import CHUNK, Scratch, TensorRanks
 
@@ -53,7 +53,12 @@ class AdamStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Damping:
-    """The factor ``1 - strength (low + (high - low) (w rank_prior + (1 - w) rank_transfer))`` of an element's step."""
+    """The factor ``gain (1 - strength (low + (high - low) m))`` of an element's step.
+
+    With w the share of the prior, m is ``w rank_prior + (1 - w) x`` where x is ``rank_transfer`` if both are damped, ``1 -
+    rank_transfer`` if opposed, and 1/2 for the prior alone. Ranks have a mean of 1/2, and so has m; where the rate is kept, gain is one
+    over the factor at that mean.
+    """
 
     strength: float
     low: float
@@ -61,6 +66,54 @@ class Damping:
     weight: float
     """w, share of the prior."""
     transfer: TransferSource
+    damped: Damped = "both"
+    kept: bool = False
+    """Keep the mean rate."""
+
+    @staticmethod
+    def of(settings: SRFTConfig, weight: float) -> Damping:
+        """From a run's settings.
+
+        Args:
+            settings: of the method.
+            weight: w.
+
+        Returns:
+            The damping of one step.
+        """
+        low, high = settings.damping_range
+        return Damping(
+            strength=settings.damping_strength,
+            low=low,
+            high=high,
+            weight=weight,
+            transfer=settings.transfer,
+            damped=settings.damped,
+            kept=settings.damped_rate == "kept",
+        )
+
+    @property
+    def gain(self) -> float:
+        """What keeps the mean rate; 1 where it is not kept."""
+        return 1 / (1 - self.strength * (self.low + self.high) / 2) if self.kept else 1.0
+
+    def shares(self, prior: float) -> tuple[float, float, float]:
+        """What m is made of.
+
+        Args:
+            prior: share of the prior, 0 for elements without one.
+
+        Returns:
+            Coefficients of ``rank_prior`` and ``rank_transfer``, and a constant.
+        """
+        rest = 1 - prior
+        match self.damped:
+            case "both":
+                return prior, rest, 0.0
+            case "opposed":
+                return prior, -rest, rest
+            case "prior":
+                return prior, 0.0, rest / 2
 
     @property
     def span(self) -> float:
@@ -213,7 +266,7 @@ class Bucket:
 
 def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], adam: AdamStep, damping: Damping, bucket: Bucket, scratch: Scratch) -> None:
     root, correction = (1 - adam.beta2**adam.step) ** 0.5, 1 - adam.beta1**adam.step
-    share, rate = damping.weight if bucket.has_prior else 0.0, adam.lr / correction
+    rate = adam.lr * damping.gain / correction
     first, second = state["exp_avg"], state["exp_avg_sq"]
     first.lerp_(g, 1 - adam.beta1)
     second.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
@@ -223,10 +276,11 @@ def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], adam: AdamStep, dam
         ranked = magnitude
         if damping.transfer == "two_step":
             ranked = average_two_steps(state["last_square"], state["two_step"], g).sqrt()
+        known, pulled, constant = damping.shares(damping.weight if bucket.has_prior else 0.0)
         # The table holds lr (1 - lambda_d m) without the prior's part of m, so that damping costs one lookup.
-        factor = bucket.ranks(-rate * damping.span * (1 - share), rate * damping.most).lookup(ranked, scratch)
-        if bucket.prior_ranks is not None and share > 0:
-            factor.add_(bucket.prior_ranks, alpha=-rate * damping.span * share / 255)
+        factor = bucket.ranks(-rate * damping.span * pulled, rate * (damping.most - damping.span * constant)).lookup(ranked, scratch)
+        if bucket.prior_ranks is not None and known > 0:
+            factor.add_(bucket.prior_ranks, alpha=-rate * damping.span * known / 255)
     if "max_exp_avg_sq" in state:
         largest = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
         magnitude = torch.sqrt(largest, out=magnitude).mul_(1 / root)

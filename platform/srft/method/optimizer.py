@@ -9,7 +9,8 @@ diagonal, if the prior has one.
    ``proximal``: after the step, theta -= V^T (s / (1 + s)) c with s = lr lambda_p w L, the closed-form proximal step of the same quadratic,
    which no strength makes unstable; then the same, element-wise, with r in the place of L.
 2. AdamW direction u; its moments see the regularized gradient.
-3. Damping: theta -= lr (1 - lambda_d m) (u + weight_decay theta), m = m_min + (m_max - m_min) (w rank(s_prior) + (1 - w) rank(s_trans)).
+3. Damping: theta -= lr (1 - lambda_d m) (u + weight_decay theta), m = m_min + (m_max - m_min) (w rank(s_prior) + (1 - w) rank(s_trans));
+   other forms of m, and keeping the mean rate, are in ``kernel.Damping``.
 
 theta_0 enters as ``V theta_0``, K numbers per operation, so that no copy of the weights is kept unless there is a remainder. V theta is
 taken while the step has the new values at hand, so that V is read once. Ranks are those of magnitudes (roots of running mean squares,
@@ -181,8 +182,7 @@ class SRFTAdamW(Optimizer):
             combinations = self._term.penalty(gradients, strength)
         if mode == "projection":
             combinations = self._term.projection(gradients, w)
-        low, high = settings.damping_range
-        damping = Damping(strength=settings.damping_strength, low=low, high=high, weight=w, transfer=settings.transfer)
+        damping = Damping.of(settings, w)
         tangent = Tangent(
             prepared={op: op.directions.prepare(x) for op, x in combinations.items() if op.directions is not None},
             penalty=strength if mode == "penalty" else 0.0,
@@ -194,7 +194,7 @@ class SRFTAdamW(Optimizer):
             for p in parameters:
                 self._prepare(p, group)
             if mode is None and damping.span == 0:
-                self._adamw(group, parameters, group["lr"] * damping.most)
+                self._adamw(group, parameters, group["lr"] * damping.most * damping.gain)
                 continue
             values = {p: local(p).view(-1) for p in parameters}
             states = {p: self._flat_state(p) for p in parameters}

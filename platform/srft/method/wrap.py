@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from srft.config import SRFTConfig
-from srft.method.kernel import average_two_steps
+from srft.method.kernel import Damping, average_two_steps
 from srft.method.optimizer import SRFTAdamW
 from srft.method.prior import PriorSensitivity
 from srft.method.shards import local
@@ -150,19 +150,19 @@ class SRFTAround(SRFTAdamW):
             average_two_steps(local(state["last_square"]).view(-1), local(state["two_step"]).view(-1), gradient)
 
     def _damp(self, p: Tensor, before: Tensor, beta2: float, w: float) -> None:
-        state, (low, high), strength = self._flat_state(p), self.srft.damping_range, self.srft.damping_strength
+        state, damping = self._flat_state(p), Damping.of(self.srft, w)
         root = (1 - beta2 ** self.state[p]["step"].item()) ** 0.5
         now, old, two_step = local(p).view(-1), before.view(-1), self.srft.transfer == "two_step"
         for op in self._term.operations[p]:
-            share = w if op.has_prior else 0.0
+            known, pulled, constant = damping.shares(w if op.has_prior else 0.0)
             for a, b in op.ranges():
                 part = slice(op.where.start + a, op.where.start + b)
                 seen = state["two_step"][part].sqrt() if two_step else state["exp_avg_sq"][part].sqrt().mul_(1 / root)
-                rank = op.ranks.lookup(seen, self._term.scratch).mul_(1 - share)
+                factor = op.ranks.lookup(seen, self._term.scratch).mul_(-damping.span * pulled).add_(damping.most - damping.span * constant)
                 if op.prior_ranks is not None:
-                    rank.add_(op.prior_ranks[a:b], alpha=share / 255)
-                # theta' = theta + d - lambda_d m d
-                now[part].lerp_(old[part], rank.mul_(high - low).add_(low).mul_(strength).to(now.dtype))
+                    factor.add_(op.prior_ranks[a:b], alpha=-damping.span * known / 255)
+                # theta' = theta + factor d
+                now[part].lerp_(old[part], factor.mul_(-damping.gain).add_(1).to(now.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         """State of this optimizer, the base's under ``base``.
