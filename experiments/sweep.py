@@ -24,7 +24,7 @@ from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
     from srft.data.synthetic import Split
-    from srft.evaluation.runner import Evaluation, TestSet
+    from srft.evaluation.runner import Evaluation
     from srft.run_logging import StudyLog
 
 FFT_RATES = (3e-4, 1e-3)
@@ -227,6 +227,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
 
     from srft.evaluation.plots import picture_strip, success_plot
     from srft.evaluation.runner import evaluate
+    from srft.evaluation.test_sets import test_sets
     from srft.model.pretrained import load_tracker
     from srft.run_logging import ui_command
     from srft.search.charts import draw
@@ -248,7 +249,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
             raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
         networks[name] = tuned_tracker(folder)
 
-    sets = test_sets(study.base, out / "cache")
+    sets = test_sets(study.base.data, out / "cache")
     say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")
     evaluations: dict[str, Evaluation] = {}
     with tqdm(total=len(networks) * sum(s.frames for s in sets), desc="test", unit="frame", disable=None, leave=False) as bar:
@@ -278,20 +279,20 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         study_log.set_tags({"srft.chosen": name}, index=index)
         folder = checkpoint.best(result.directory)
         if folder is not None:
-            study_log.log_artifact(folder, index=index, folder="checkpoint")
+            study_log.log_checkpoint(folder, index=index)
         study_log.log_artifact(pictures, index=index, folder="pictures")
     study_log.log_artifact(pictures, folder="pictures")
     study_log.log_artifact(out / "leaderboard.md")
     study_log.log_artifact(out / "leaderboard.json")
     study_log.log_metrics(test_metrics(rows, "SRFT"))
     winner = chosen["SRFT"]
-    version = study_log.register(winner.trial.index, f"srft-{study.base.data.modality}", folder="checkpoint", score=winner.score)
+    version = study_log.register(winner.trial.index, f"srft-{study.base.data.modality}", score=winner.score)
 
     print(f"\n{text}")
     print(f"pictures     {pictures}")
     if version is not None:
         print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
-    print(f"retrain      uv run experiments/retrain.py {out}")
+    print(f"retrain      uv run srft retrain --study {out}")
     print(f"compare      uv run srft study {out}")
     print(f"runs         {ui_command(out, uri)}", flush=True)
 
@@ -308,30 +309,6 @@ def test_metrics(rows: list[dict[str, Any]], tracker: str) -> dict[str, float]:
     """
     (line,) = (r for r in rows if r["tracker"] == tracker)
     return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in line["tests"].items() for key, value in figures.items()}
-
-
-def test_sets(base: TrainConfig, cache: Path) -> list[TestSet]:
-    """What trackers are tested on, once.
-
-    Args:
-        base: the study's base configuration.
-        cache: folder of rendered sequences.
-
-    Returns:
-        Synthetic test sequences; for events the real recording too; source RGB sequences without an auxiliary modality.
-    """
-    from srft.data import davis_cars
-    from srft.data.synthetic import sequences
-    from srft.evaluation.runner import TestSet
-
-    data = base.data
-    render = lambda split, count: tuple(
-        sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache)
-    )
-    sets = [TestSet(name="synthetic test", sequences=render("target-test", data.test_sequences))]
-    if data.modality == "rgbe":
-        sets.append(TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load())))
-    return [*sets, TestSet(name="source RGB only", sequences=render("source-test", data.source_sequences), rgb_only=True)]
 
 
 def command(modality: Modality, description: str | None) -> None:

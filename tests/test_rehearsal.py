@@ -105,7 +105,7 @@ def test_sweep_lose_a_node_finish_retrain_on_two_workers(tmp_path: Path, ray_clu
             assert steps in (list(range(EPOCHS)), [0])
 
         ray.kill(guard)  # one worker on the node that is left, one on the head
-        again = [sys.executable, "experiments/retrain.py", str(out), "--epochs", "1", "--workers", "2"]
+        again = [sys.executable, "experiments/retrain.py", "--study", str(out), "--epochs", "1", "--workers", "2"]
         done = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         result = json.loads((tmp_path / "out-retrained" / "result.json").read_text())

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
-from srft.config import ConfigError, to_flat
+from srft.config import ConfigError, from_flat, to_flat
+from srft.evaluation.test_sets import test_sets
 from srft.search.record import TrialResult, claim
 from srft.search.space import srft_space
-from srft.settings import from_flat
-from sweep import Sweep, make_study, test_metrics, test_sets
+from sweep import Sweep, make_study, test_metrics
 from tests.conftest import RayCluster
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ def test_only_events_are_tested_on_a_real_recording(tmp_path: Path) -> None:
     for modality in ("rgbe", "rgbd"):
         base = make_study(Sweep(quick=True), modality).base
         data = dataclasses.replace(base.data, test_sequences=1, source_sequences=1, length=8)
-        sets = sets_of(dataclasses.replace(base, data=data), tmp_path)
+        sets = sets_of(data, tmp_path)
         names[modality] = [s.name for s in sets]
         assert sets[0].sequences[0].frames[0].shape == (120, 160, 6)
         assert sets[-1].rgb_only

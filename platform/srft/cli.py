@@ -15,6 +15,7 @@ from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
 from srft.commands.export import Export
 from srft.commands.report import Report
+from srft.commands.retrain import Retrain
 from srft.commands.score import Score
 from srft.commands.sparsity import Sparsity
 from srft.commands.study import Study
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Retrain, tyro.conf.subcommand("retrain")]
     | Annotated[Score, tyro.conf.subcommand("score")]
     | Annotated[Sparsity, tyro.conf.subcommand("sparsity")]
     | Annotated[Study, tyro.conf.subcommand("study")]
@@ -47,7 +49,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on (srft train: with --resume)")
+        sys.exit("stopped; the same command goes on (srft train, retrain: with --resume)")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LINK = "mlflow.json"
 PARENT, TRIAL, ATTEMPTS = "mlflow.parentRunId", "srft.trial_id", "srft.attempts"
+DIRECTORY = "srft.directory"
+"""Tag: output directory of a study, on the machine that ran it."""
 _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",

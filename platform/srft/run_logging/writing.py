@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import environment, write_json
+from srft.run_logging.inputs import Load, dataset_inputs
+from srft.run_logging.logged_model import log_model, register_version
 from srft.run_logging.store import (
     ATTEMPTS,
+    DIRECTORY,
     LINK,
     PARENT,
     TRIAL,
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RunState = Literal["FINISHED", "FAILED", "KILLED"]
-CHAMPION = "champion"
-_UNSENT, _SCORE = "unsent.jsonl", "srft.score"
+_UNSENT = "unsent.jsonl"
+_LOAD_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -106,6 +109,7 @@ class StudyLog:
         self._runs: dict[int, str] = {}
         self._newest: dict[int, int] = {}
         self._attempts: dict[int, int] = {}
+        self._models: dict[int, str] = {}
         self._open: set[int] = set()
         for run in children(client, experiment_id, run_id):
             index = int(run.data.tags[TRIAL])
@@ -120,6 +124,8 @@ class StudyLog:
         self._stop = False
         self._thread = threading.Thread(target=self._write, name="run-logging", daemon=True)
         self._thread.start()
+        self._started = client.get_run(run_id).info.start_time / 1000
+        self._load = Load(self._log_load, _LOAD_SECONDS)
 
     def start_trial(self, index: int, config: TrainConfig | None = None) -> None:
         """A trial starts, or starts again.
@@ -183,35 +189,42 @@ class StudyLog:
         """
         self._put({"do": "artifact", "trial": index, "path": str(path.resolve()), "folder": folder})
 
-    def register(self, index: int, model: str, *, folder: str, score: float, timeout: float = 30.0) -> str | None:
-        """Register artifacts of a trial as a new version of a model; the alias ``champion`` moves to it if its score is higher.
+    def log_checkpoint(self, path: Path, *, index: int) -> None:
+        """Store a trial's checkpoint as a logged model, once.
 
         Args:
+            path: an ``epoch_*`` directory; must stay where it is until the log is closed.
             index: of the trial.
+        """
+        self._put({"do": "model", "trial": index, "path": str(path.resolve())})
+
+    def register(self, index: int, model: str, *, score: float, timeout: float = 60.0) -> str | None:
+        """Register a trial's newest logged model as a new version; the alias ``champion`` moves to it if its score is higher.
+
+        Args:
+            index: of the trial, of which :meth:`log_checkpoint` was told a checkpoint.
             model: registered model, such as ``srft-rgbe``.
-            folder: inside the trial's artifacts.
             score: on validation sequences, comparable between versions.
             timeout: seconds to wait at most for what is still to be written.
 
         Returns:
-            The version; None, with a warning, if the store is away.
+            The version; None, with a warning, if the store is away or has no model of the trial.
         """
         if not self.flush(timeout):
             log.warning("model %s was not registered: the MLflow store is away", model)
             return None
-        from mlflow.exceptions import MlflowException
-
+        if index not in self._models:
+            log.warning("model %s was not registered: no checkpoint of trial %d is in the MLflow store", model, index)
+            return None
         try:
-            with contextlib.suppress(MlflowException):  # It exists already.
-                self.client.create_registered_model(model)
-            run_id = self._run(index)
-            tags = {_SCORE: repr(score), "srft.digest": self.trials[index].digest()}
-            version = self.client.create_model_version(model, source=f"runs:/{run_id}/{folder}", run_id=run_id, tags=tags).version
-            champion = self.client.get_registered_model(model).aliases.get(CHAMPION)
-            standing = float(self.client.get_model_version(model, champion).tags.get(_SCORE, "-inf")) if champion else float("-inf")
-            if score > standing:
-                self.client.set_registered_model_alias(model, CHAMPION, version)
-            return str(version)
+            return register_version(
+                self.client,
+                model,
+                model_id=self._models[index],
+                run_id=self._run(index),
+                score=score,
+                digest=self.trials[index].digest(),
+            )
         except store_errors() as error:
             log.warning("model %s was not registered: %s", model, first_line(error))
             return None
@@ -234,6 +247,7 @@ class StudyLog:
         Args:
             state: how the study ended.
         """
+        self._load.close()
         for index in sorted(self._open):
             self.end_trial(index, "KILLED" if state != "FAILED" else "FAILED", {})
         self._put({"do": "end", "trial": None, "state": state, "tags": {}})
@@ -244,11 +258,18 @@ class StudyLog:
             self._changed.notify_all()
         self._thread.join(timeout=30.0)
 
+    def _log_load(self, values: Mapping[str, float]) -> None:
+        if not self._away:  # Not worth keeping.
+            now = time.time()
+            step = int(now - self._started)
+            self._put({"do": "metrics", "trial": None, "metrics": dict(values), "time": int(now * 1000), "step": step})
+
     def _put(self, entry: dict[str, Any]) -> None:
         with self._changed:
             self._queue.append(entry)
             if self._away:
-                self._keep()
+                with self._spool.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
             self._changed.notify_all()
 
     def _keep(self) -> None:
@@ -289,6 +310,8 @@ class StudyLog:
     def _apply(self, entry: dict[str, Any]) -> None:
         from mlflow.entities import Metric, RunTag
 
+        from srft.training.checkpoint import read_meta
+
         index = entry["trial"]
         run_id = self.run_id if index is None else self._run(index)
         tags = [RunTag(key, str(value)) for key, value in entry.get("tags", {}).items()]
@@ -303,13 +326,19 @@ class StudyLog:
                     self.client.log_batch(run_id, metrics=[Metric(key, value, entry["time"], epoch) for key, value in values.items()])
                     self._newest[index] = epoch
             case "metrics":
-                self.client.log_batch(run_id, metrics=[Metric(key, value, entry["time"], 0) for key, value in entry["metrics"].items()])
+                now, step = entry["time"], entry.get("step", 0)
+                self.client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in entry["metrics"].items()])
             case "tags":
                 self.client.log_batch(run_id, tags=tags)
             case "artifact":
                 path = Path(entry["path"])
                 store = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
                 store(run_id, str(path), entry["folder"] or None)
+            case "model":
+                meta = read_meta(Path(entry["path"]))
+                self._models[index] = log_model(
+                    self.client, self.experiment_id, run_id, Path(entry["path"]), meta.metrics or {}, meta.epoch
+                )
             case "end":
                 self.client.log_batch(run_id, tags=tags)
                 self.client.set_terminated(run_id, entry["state"])
@@ -330,6 +359,7 @@ class StudyLog:
         tags = {PARENT: self.run_id, TRIAL: str(index), "srft.digest": config.digest(), **source_tags()}
         run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=config.name).info.run_id
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in to_flat(config).items()])
+        self.client.log_inputs(run_id, datasets=dataset_inputs(config.data))
         return run_id
 
 
@@ -350,7 +380,7 @@ def _study_run(
                 if is_temporary(error):
                     raise
                 log.warning("MLflow run %s of this study is gone; starting another", known["run_id"])
-    tags = {"srft.role": "study", "srft.digest": digest, **source_tags()}
+    tags = {"srft.role": "study", "srft.digest": digest, DIRECTORY: str(out), **source_tags()}
     tags |= {f"srft.version.{key}": value for key, value in environment().items()}
     run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
