@@ -33,7 +33,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_settings_come_back_from_text_and_grow_with_the_workers() -> None:
-    strange = from_flat({"data.benchmark": "lasher", "data.root": "/d", "srft.damping_min": 0.25, "paradigm": "srft-lora"}, BEST)
+    strange = from_flat(
+        {"data.benchmark": "lasher", "data.root": "/d", "srft.damping_range": [0.5, 0.75], "srft.diagonal": True, "paradigm": "srft-lora"},
+        BEST,
+    )
     for config in (TrainConfig(), BEST, strange):
         assert config_of({key: str(value) for key, value in to_flat(config).items()} | {"num_samples": "3"}, source="run x") == config
     with pytest.raises(ConfigError, match="run x"):
@@ -64,7 +67,9 @@ def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
         find_origin(run=json.loads((study / "mlflow.json").read_text())["run_id"], uri=store)
 
 
-def test_the_winner_is_trained_tested_logged_and_registered(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_winner_is_trained_tested_logged_and_registered(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     from mlflow import MlflowClient
 
@@ -95,14 +100,8 @@ def test_the_winner_is_trained_tested_logged_and_registered(study: Path, capsys:
     from srft.evaluation.online import OnlineTracker
     from srft.training.step import tuned_tracker
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
-    try:
-        model = mlflow.pyfunc.load_model("models:/srft-rgbe@champion")
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    model = mlflow.pyfunc.load_model("models:/srft-rgbe@champion")
     frames = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 6), dtype=np.uint8)
     box = np.array([30.0, 20.0, 24.0, 30.0])
     tracker = OnlineTracker(tuned_tracker(folder))

@@ -37,7 +37,7 @@ def dataset_inputs(data: DataConfig) -> list[DatasetInput]:
 def _input(name: str, data: DataConfig, root: str, context: str, count: int | str) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    about: dict[str, Any] = {"modality": data.modality, "sequences": count}
+    about: dict[str, Any] = {"modality": "rgb" if context == "source" else data.modality, "sequences": count}
     if root:
         kind, place = (root.split("://")[0] if "://" in root else "local"), {"uri": root}
     else:
