@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from srft.commands.retrain import Retrain, run, settings
-from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, from_flat, to_flat
+from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, to_flat
 from srft.run_logging import config_of, find_origin, open_study
+from srft.settings import from_flat
 from srft.training import checkpoint
 
 BEST = TrainConfig(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from srft.config import ConfigError, TrainConfig, from_flat
+from srft.config import ConfigError, TrainConfig
 from srft.run_logging import StudyLog, open_study, store_uri, ui_command, writing
+from srft.settings import from_flat
 
 TRIALS = {i: from_flat({"name": f"toy-{i:03d}", "srft.kappa": 1.0 + i}) for i in range(3)}
 

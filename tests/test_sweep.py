@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
-from srft.config import ConfigError, from_flat, to_flat
+from srft.config import ConfigError, to_flat
 from srft.evaluation.test_sets import test_sets
 from srft.search.record import TrialResult, claim
 from srft.search.space import srft_space
+from srft.settings import from_flat
 from sweep import Sweep, make_study, test_metrics
 from tests.conftest import RayCluster
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.config import ConfigError, Strategy, TrainConfig, from_flat, parse_settings
+from srft.config import ConfigError, Strategy, TrainConfig
+from srft.settings import from_flat, parse_settings
 
 if TYPE_CHECKING:
     from srft.evaluation.runner import Evaluation

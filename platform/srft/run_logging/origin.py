@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.config import ConfigError, TrainConfig, from_flat, to_flat
+from srft.config import ConfigError, TrainConfig, to_flat
 from srft.run_logging.store import DIRECTORY, LINK, PARENT, children, client_of, first_line, store_errors, store_uri
+from srft.settings import from_flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
