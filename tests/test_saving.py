@@ -21,6 +21,8 @@ from srft.training.step import Worker, fine_tune, prepare, tuned_tracker
 from srft.training.worker import worker_of_group
 from tests.processes import in_processes
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 CONFIG = TrainConfig(
     name="t",
     seed=3,
@@ -163,29 +165,27 @@ def test_state_of_other_shapes_or_names_is_refused(tmp_path):
 STRATEGIES = ("ddp", "fsdp2")
 
 
-def train_in_group(rank, directory, cache, kinds):
-    """One of two processes: whole runs, runs that are told to end after step 6, or the rest of these."""
+def train_in_group(rank, directory, cache, begin):
+    """One of two processes: runs that are told to end after step 6, or the rest of these."""
     prior_module._SOURCE_SEQUENCES = 3
     domain, prior = prepare(CONFIG, Path(cache))
     for strategy in STRATEGIES:
         config = dataclasses.replace(CONFIG, workers=2, strategy=strategy)
-        for kind in kinds:
-            asked = []
+        asked = []
 
-            def told(asked=asked, kind=kind):  # Every second step.
-                asked.append(None)
-                return "end" if kind == "begun" and len(asked) == 3 else ""
+        def told(asked=asked):  # Every second step.
+            asked.append(None)
+            return "end" if begin and len(asked) == 3 else ""
 
-            worker = worker_of_group(config, told=told)
-            home = Path(directory) / strategy / ("whole" if kind == "whole" else "mixed")
-            try:
-                report = fine_tune(config, domain, prior, directory=home, worker=worker, resume=True)
-            except Told:
-                assert kind == "begun"
-                continue
-            assert kind != "begun"
-            assert report.metrics["memory/peak_mb"] > 0
-            assert ("sparsity/overlap" in report.metrics) == (strategy == "ddp")
+        worker = worker_of_group(config, told=told)
+        try:
+            report = fine_tune(config, domain, prior, directory=Path(directory) / strategy, worker=worker, resume=True)
+        except Told:
+            assert begin
+            continue
+        assert not begin
+        assert report.metrics["memory/peak_mb"] > 0
+        assert ("sparsity/overlap" in report.metrics) == (strategy == "ddp")
 
 
 def movement(directory):
@@ -194,15 +194,15 @@ def movement(directory):
 
 
 def test_processes_train_as_one_and_their_checkpoints_are_anybodys(whole, tmp_path, cache, ready):
-    """The checkpoint inside the epoch is written by two processes and read by one, and the other way round."""
-    in_processes(2, train_in_group, str(tmp_path), str(cache), ("whole", "begun"))
+    """Two processes train an epoch and begin the next, one goes on from their checkpoint, and two from its."""
+    in_processes(2, train_in_group, str(tmp_path), str(cache), True)
     for strategy in STRATEGIES:
-        assert (tmp_path / strategy / "mixed" / "epoch_0001_step_000006").is_dir()
+        assert (tmp_path / strategy / "epoch_0001_step_000006").is_dir()
         with pytest.raises(Told, match="step 8"):
-            fine_tune(CONFIG, *ready, directory=tmp_path / strategy / "mixed", worker=told_at(2), resume=True)
-    in_processes(2, train_in_group, str(tmp_path), str(cache), ("rest",))
+            fine_tune(CONFIG, *ready, directory=tmp_path / strategy, worker=told_at(2), resume=True)
+    in_processes(2, train_in_group, str(tmp_path), str(cache), False)
     expected = movement(whole[0])
-    for home in (tmp_path / strategy / kind for strategy in STRATEGIES for kind in ("whole", "mixed")):
+    for home in (tmp_path / strategy for strategy in STRATEGIES):
         for found, alone in zip(checkpoint.history(home), whole[1], strict=True):
             for name in ("train/loss", "train/giou", "train/l1", "train/focal"):
                 assert found["metrics"][name] == pytest.approx(alone.metrics[name], rel=1e-3), (home, name)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import shutil
 import threading
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def whole(tmp_path_factory, domain, prior):
     directory, reports = tmp_path_factory.mktemp("whole"), []
     assert fine_tune(CONFIG, domain, prior, directory=directory, on_epoch=reports.append) == reports[-1]
     return directory, reports
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, domain):
+    """The directory of a run that nothing holds back."""
+    directory = tmp_path_factory.mktemp("full")
+    fine_tune(changed(paradigm="full"), domain, None, directory=directory)
+    return directory
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -149,12 +158,11 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(whole, tmp_path, domain,
     assert (len(seen), finished) == (1, seen[0])
 
 
-def test_full_is_srft_without_strengths(whole, tmp_path, domain, prior):
+def test_full_is_srft_without_strengths(whole, full, tmp_path, domain, prior):
     idle = dataclasses.replace(CONFIG.srft, prior_strength=0.0, damping_strength=0.0)
-    fine_tune(changed(srft=idle), domain, prior, directory=tmp_path / "srft")
-    fine_tune(changed(paradigm="full"), domain, None, directory=tmp_path / "full")
-    assert same(tmp_path / "srft", tmp_path / "full")
-    assert not same(whole[0], tmp_path / "full")
+    fine_tune(changed(srft=idle), domain, prior, directory=tmp_path)
+    assert same(tmp_path, full)
+    assert not same(whole[0], full)
 
 
 OTHERS = {
@@ -168,25 +176,22 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_other_priors_baselines_and_rates_change_the_run_and_resume_to_the_bit(other, tmp_path, domain, cache, few_source_sequences):
+def test_other_priors_baselines_and_rates_change_the_run_and_resume_to_the_bit(
+    other, whole, full, tmp_path, domain, cache, few_source_sequences
+):
     config = changed(**OTHERS[other])
     prior = source_prior(config, cache, rank=4) if wants_prior(config) else None
-
-    def stop(report):
-        raise KeyboardInterrupt
-
     fine_tune(config, domain, prior, directory=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(config, domain, prior, directory=tmp_path / "halves", on_epoch=stop)
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    shutil.rmtree(tmp_path / "halves" / "epoch_0001")  # As a run that ended after its first epoch leaves it.
     fine_tune(config, domain, prior, directory=tmp_path / "halves", resume=True)
     assert same(tmp_path / "whole", tmp_path / "halves")
-    plain = changed(**{**OTHERS[other], "baseline": BaselineConfig(), "optim": CONFIG.optim})
-    if "srft" in OTHERS[other]:
-        plain = CONFIG
-    plain_prior = source_prior(plain, cache, rank=4) if wants_prior(plain) else None
-    fine_tune(plain, domain, plain_prior, directory=tmp_path / "plain")
+    plain = whole[0] if config.paradigm == "srft" else full
+    if config.paradigm == "lora":
+        plain = tmp_path / "plain"
+        fine_tune(changed(paradigm="lora"), domain, None, directory=plain)
     # What holds near the pre-trained values has nothing to hold of new parameters, and LoRA trains no others.
-    assert same(tmp_path / "whole", tmp_path / "plain") == (other == "L2-SP on LoRA")
+    assert same(tmp_path / "whole", plain) == (other == "L2-SP on LoRA")
 
 
 @pytest.mark.parametrize("center_jitter", [3.0, 7.0])
