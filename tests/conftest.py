@@ -26,22 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes (marked long)")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """``-n auto`` is two processes for the suite; files, tests and benchmarks that are asked for run in this one."""
-    if not {*map(str, config.invocation_params.args)} <= {"-n", "auto", "-q", "-v", "--long"}:
-        return 0
-    config.option.dist, config.option.loadscopereorder = "loadgroup", False
-    return 2
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Modules that need the cluster come first. With ``-n auto`` they run in one process, and so does each other module."""
-    clustered = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in clustered)
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("ray" if item.path in clustered else str(item.path.relative_to(ROOT))))
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
@@ -105,6 +90,8 @@ def descendants(pid: int) -> list[int]:
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayCluster]:
     """A `ray start --head` cluster of 4 logical CPUs. This process is not connected to it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.fail("the Ray tests share one cluster: run them without pytest-xdist (-p no:xdist)", pytrace=False)
     home = Path(tempfile.mkdtemp(prefix="srft", dir="/tmp"))  # Short: paths of Unix sockets end at 107 characters.
     port, dashboard, agent, metrics, client = free_ports(5)
     environment = {

@@ -21,8 +21,6 @@ from srft.training.step import Worker, fine_tune, prepare, tuned_tracker
 from srft.training.worker import worker_of_group
 from tests.processes import in_processes
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 CONFIG = TrainConfig(
     name="t",
     seed=3,

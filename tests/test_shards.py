@@ -19,8 +19,6 @@ from srft.method.sparsity import MergedStatistics, Sketch, merge
 from tests.processes import in_processes
 from tests.small_net import ADAM, gradients, make_kronecker, make_prior, settings
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 class Net(nn.Module):
     """Rows that split in the middle of a group (24 / 2), unevenly (7 / 2), and not at all (1 row for 2 processes)."""
