@@ -107,7 +107,7 @@ def test_the_modality_is_that_of_the_benchmark():
     ("settings", "message"),
     [
         ({"data.benchmark": "otb"}, "data.benchmark is 'otb'; expected one of"),
-        ({"data.benchmark": "lasher"}, "data.root is ''; expected an absolute path for lasher"),
+        ({"data.benchmark": "lasher"}, "data.root is ''; expected an absolute path or an address for lasher"),
         ({"data.benchmark": "lasher", "data.root": "LasHeR"}, "data.root is 'LasHeR'; expected an absolute path"),
         ({"data.source_root": "/data"}, "data.source_root is '/data'; expected empty without data.source_benchmark"),
     ],

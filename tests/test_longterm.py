@@ -17,7 +17,7 @@ def counted(overlaps, confidences, visible, threshold):
     return (sum(answers) / len(answers), sum(answers) / visible) if answers else (1.0, 0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4), levels=st.integers(1, 400))
 def test_equals_counting(seed, lengths, levels):
     """Few levels make ties between the confidences."""
@@ -32,8 +32,8 @@ def test_equals_counting(seed, lengths, levels):
         pairs = [counted(*result, threshold) for result in results]
         precision, recall = (sum(p[i] for p in pairs) / len(pairs) for i in (0, 1))
         curves.append((2 * precision * recall / (precision + recall) if precision + recall else 0.0, precision, recall))
-    assert measured.precisions.tolist() == pytest.approx([p for _, p, _ in curves])
-    assert measured.recalls.tolist() == pytest.approx([r for _, _, r in curves])
+    np.testing.assert_allclose(measured.precisions, [p for _, p, _ in curves], rtol=1e-9)
+    np.testing.assert_allclose(measured.recalls, [r for _, _, r in curves], rtol=1e-9)
     assert measured.f_score == pytest.approx(max(curves)[0])
     assert min(measured.precision, measured.recall) - 1e-12 <= measured.f_score <= max(measured.precision, measured.recall) + 1e-12
     assert (np.diff(measured.recalls) >= -1e-12).all()
