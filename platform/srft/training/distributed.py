@@ -39,6 +39,8 @@ _RAY_TRAIN_ENVIRONMENT = {
     # Would print every line of a worker twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
+_NEW_NODES_EVERY = 60.0
+"""Seconds between looks for nodes that an elastic run could grow onto; growing costs it what it did since its last checkpoint."""
 _PATIENCE_AT_END = 120.0
 """Seconds that workers have for their last checkpoint once they were told to end."""
 
@@ -166,6 +168,7 @@ def _train_with_ray(
             num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            elastic_resize_monitor_interval_s=_NEW_NODES_EVERY,
         ),
         run_config=RunConfig(
             name=run_name,
