@@ -91,7 +91,7 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_p
 def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
     """The command itself: SIGTERM inside an epoch, then --resume."""
     data = DataConfig(train_sequences=3, val_sequences=1, source_sequences=1, length=8, max_gap=6)
-    config = TrainConfig(paradigm="full", data=data, optim=OptimConfig(batch_size=4, epochs=2, steps_per_epoch=60))
+    config = TrainConfig(paradigm="full", data=data, optim=OptimConfig(batch_size=4, epochs=2, steps_per_epoch=30))
     (tmp_path / "run.json").write_text(json.dumps(to_flat(config)))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "srft.cli", "train", "--config", str(tmp_path / "run.json"), "--out", str(out)]
@@ -108,12 +108,12 @@ def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
     assert newest is not None
     step = checkpoint.read_meta(newest).step
     assert newest.name == f"epoch_0001_step_{step:06d}"
-    assert 60 < step < 120
+    assert 30 < step < 60
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "epoch 2/2" in done.stdout
     assert "epoch 1/2" not in done.stdout
-    assert [entry["step"] for entry in checkpoint.history(out)] == [60, 120]
+    assert [entry["step"] for entry in checkpoint.history(out)] == [30, 60]
 
 
 @pytest.mark.ray
