@@ -87,7 +87,7 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_p
     assert at > 15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_terminated_run_saves_first_and_goes_on(tmp_path: Path) -> None:
     """The command itself: SIGTERM inside an epoch, then --resume."""
     data = DataConfig(train_sequences=3, val_sequences=1, source_sequences=1, length=8, max_gap=6)

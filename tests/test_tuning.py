@@ -27,7 +27,7 @@ PROPOSED = Study(name="proposed", base=BASE, space=SPACE, num_samples=6, search=
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_adaptive_studies(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress] = []
     store = store_uri(tmp_path)
