@@ -1,3 +1,6 @@
+import multiprocessing
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +92,12 @@ def test_a_sample_that_cannot_be_made_ends_the_run_with_its_name(workers):
 def test_a_negative_number_of_processes_is_refused():
     with pytest.raises(ValueError, match="workers is -1"):
         loader(sampler(), workers=-1)
+
+
+def test_processes_end_with_their_loader_at_once():
+    made = loader(sampler(), workers=2)
+    made.batch(0, 0)
+    started = time.perf_counter()
+    del made
+    assert time.perf_counter() - started < 4  # not by the garbage collector, which waits five seconds for each
+    assert not [child for child in multiprocessing.active_children() if type(child).__name__ == "ForkServerProcess"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import torch
@@ -15,17 +16,18 @@ __all__ = ["PairLoader"]
 
 
 class _Keys(Sampler[list[tuple[int, int]]]):
-    # Of every batch from a step of an epoch to the end of the run.
+    # Of every batch from a step of an epoch to the end of the run. It does not know the loader: in a cycle, the garbage collector would
+    # close the queues before the processes are told to end, and then wait five seconds for each.
 
-    def __init__(self, loader: PairLoader, epoch: int, step: int) -> None:
-        self.loader, self.start = loader, (epoch, step)
+    def __init__(self, epochs: int, steps: int, shares: Callable[[int], range], epoch: int, step: int) -> None:
+        self.epochs, self.steps, self.shares, self.start = epochs, steps, shares, (epoch, step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        loader, (epoch, step) = self.loader, self.start
-        while epoch < loader.epochs:
-            yield [(epoch, index) for index in share(step, loader.batch_size, loader.rank, loader.world_size)]
+        epoch, step = self.start
+        while epoch < self.epochs:
+            yield [(epoch, index) for index in self.shares(step)]
             step += 1
-            if step == loader.steps:
+            if step == self.steps:
                 epoch, step = epoch + 1, 0
 
 
@@ -118,8 +120,11 @@ class PairLoader:
 
     def _started(self, epoch: int, step: int) -> Iterator[RawBatch]:
         # The batches from a step to the end of the run.
+        shares = functools.partial(share, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+        keys = _Keys(self.epochs, self.steps, shares, epoch, step)
         if not self.workers:
-            return (stack([self.sampler.pair(*key) for key in keys]) for keys in _Keys(self, epoch, step))
+            sampler = self.sampler
+            return (stack([sampler.pair(*key) for key in some]) for some in keys)
         context = None
         if "forkserver" in multiprocessing.get_all_start_methods():
             # A process that has trained holds locks and threads that a fork of it would wait for; the server's has imported, and no more.
@@ -128,7 +133,7 @@ class PairLoader:
         return iter(
             DataLoader(
                 PairDataset(self.sampler),
-                batch_sampler=_Keys(self, epoch, step),
+                batch_sampler=keys,
                 collate_fn=stack,
                 num_workers=self.workers,
                 prefetch_factor=self.ahead,

@@ -80,6 +80,7 @@ def fine_tune(
             if on_epoch:
                 on_epoch(report)
     finally:
+        training.loader.close()
         training.checkpoints.wait()
     if report is None:
         raise ValueError(f"{directory}: nothing to train and nothing to resume from")
