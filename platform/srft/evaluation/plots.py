@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,8 +16,23 @@ from srft.evaluation.metrics import PRECISION_THRESHOLDS, SUCCESS_THRESHOLDS, Me
 from srft.evaluation.scores import Scores
 from srft.files import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLORS = ((255, 214, 0), (0, 170, 255), (255, 70, 70), (190, 90, 255))
 GROUNDTRUTH = (60, 220, 60)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all.
+
+    Args:
+        figure: of matplotlib.
+        path: PNG to write.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_bytes(path, picture.getvalue())
 
 
 def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) -> None:
@@ -40,9 +56,7 @@ def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) ->
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png")
-    write_bytes(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 _AXES = {
@@ -80,10 +94,8 @@ def curve_plots(scores: Scores, folder: Path) -> list[Path]:
         axes.set(xlabel=horizontal, ylabel=vertical, ylim=(0, 1), title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=110, format="png")
         written.append(folder / f"{kind.replace(' ', '_')}.png")
-        write_bytes(written[-1], picture.getvalue())
+        save_figure(figure, written[-1])
     return written
 
 
@@ -116,9 +128,7 @@ def radar_plot(scores: Scores, path: Path) -> None:
     axes.set_yticks([0.25, 0.5, 0.75, 1.0], [])
     axes.set_ylim(0, 1.1)
     axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.25, 1.1))
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png")
-    write_bytes(path, picture.getvalue())
+    save_figure(figure, path)
 
 
 def picture_strip(

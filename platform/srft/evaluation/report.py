@@ -18,10 +18,10 @@ from srft.data.sequence import Sequence
 from srft.evaluation.groundtruth import Truth
 from srft.evaluation.metrics import iou
 from srft.evaluation.plots import COLORS, curve_plots, picture_strip, radar_plot
-from srft.evaluation.published import Published, peers
+from srft.evaluation.published import peers
 from srft.evaluation.results import Result
 from srft.evaluation.scores import Scores
-from srft.evaluation.tables import LABELS
+from srft.evaluation.tables import LABELS, attribute_rows, main_rows, peers_rows, percent, ranked, sequence_rows
 from srft.files import environment, write_text
 
 __all__ = ["Loss", "longest_loss", "write_report"]
@@ -93,19 +93,19 @@ def write_report(
         pictures: sequences to show of the best, of the middle, and of the worst together; failures come on top.
     """
     protocol, main = scores.protocol, scores.protocol.main
-    ranked = sorted(scores.trackers, key=lambda name: -scores.trackers[name].measures[main])
+    order = ranked(scores)
     one_pass = protocol.measurement != "multistart"
     losses = {
         name: {s: loss for s in scores.sequences if (loss := longest_loss(truths[s], results[name][s])) is not None}
-        for name in (ranked if one_pass else ())
+        for name in (order if one_pass else ())
     }
     with tempfile.TemporaryDirectory() as folder:
         drawn = curve_plots(scores, Path(folder))
         if len(scores.attribute_counts) >= 3:
             radar_plot(scores, Path(folder) / "attributes.png")
             drawn.append(Path(folder) / "attributes.png")
-        curves = [_image(file, f"{protocol.benchmark}: {file.stem.replace('_', ' ')} of {', '.join(ranked)}") for file in drawn]
-        strips = _strips(Path(folder), scores, results, losses, sequences or {}, ranked, pictures) if one_pass else []
+        curves = [_image(file, f"{protocol.benchmark}: {file.stem.replace('_', ' ')} of {', '.join(order)}") for file in drawn]
+        strips = _strips(Path(folder), scores, results, losses, sequences or {}, order, pictures) if one_pass else []
     heading = title or protocol.benchmark
     parts = [
         f"<h1>{html.escape(heading)}</h1>",
@@ -113,21 +113,21 @@ def write_report(
         f"{protocol.sequences} sequences. Figures are percent.</p>",
         *map(_note, scores.notes),
         "<h2>Measures</h2>",
-        _main(scores, ranked),
+        _table(*main_rows(scores)),
     ]
     if found := peers(protocol, len(scores.sequences)):
-        parts += ["<h2>Among published results</h2>", "<p>Of the same protocol; a figure with ? must be wrong.</p>", _peers(scores, found)]
+        (header, rows), mine = peers_rows(scores, found, here="this page")
+        parts += ["<h2>Among published results</h2>", "<p>Of the same protocol; a figure with ? must be wrong.</p>"]
+        parts.append(_table(header, rows, mine=mine, best=False))
     parts += ["<h2>Curves</h2>", f'<div class="pictures">{"".join(curves)}</div>']
     if scores.attribute_counts:
-        rows = [
-            [a, str(n), *(_percent(scores.trackers[t].attributes[a].get(main)) for t in ranked)] for a, n in scores.attribute_counts.items()
-        ]
-        parts += [f"<h2>{LABELS[main]} by attribute</h2>", _table(["attribute", "sequences", *ranked], rows, best=False)]
+        header, rows = attribute_rows(scores)
+        parts += [f"<h2>{header[0]}</h2>", _table(["attribute", *header[1:]], rows, best=False)]
     if strips:
         parts += ["<h2>Pictures</h2>", *strips]
     if one_pass:
-        parts += ["<h2>Failures</h2>", _failures(scores, ranked, losses)]
-    parts += [f"<h2>{LABELS[main]} by sequence</h2>", _by_sequence(scores, ranked, losses)]
+        parts += ["<h2>Failures</h2>", _failures(scores, order, losses)]
+    parts += [f"<h2>{LABELS[main]} by sequence</h2>", _by_sequence(scores, losses)]
     parts += ["<h2>Where this comes from</h2>", _provenance(scores, provenance or {})]
     page = resources.files("srft").joinpath("assets", "report.html").read_text("utf-8")
     write_text(path, page.replace("{title}", html.escape(heading)).replace("{body}", "\n".join(parts)))
@@ -138,10 +138,6 @@ def _note(note: str) -> str:
     if short == note:
         return f"<p class=note>{html.escape(note)}</p>"
     return f"<details class=note><summary>{html.escape(short)}</summary>{html.escape(note)}</details>"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{100 * value:.1f}"
 
 
 def _number(cell: str) -> bool:
@@ -169,30 +165,6 @@ def _table(header: Several[str], rows: Several[Several[str]], *, mine: Several[b
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _main(scores: Scores, ranked: Several[str]) -> str:
-    protocol = scores.protocol
-    extra = [name for name in protocol.extra if any(name in t.extra for t in scores.trackers.values())]
-    rows = []
-    for name in ranked:
-        tracker = scores.trackers[name]
-        rows.append([name, *(_percent(tracker.measures[m]) for m in protocol.measures), *(_percent(tracker.extra.get(m)) for m in extra)])
-    return _table(["tracker", *(LABELS[m] for m in (*protocol.measures, *extra))], rows)
-
-
-def _peers(scores: Scores, found: Mapping[str, Mapping[str, Published]]) -> str:
-    measures, main = scores.protocol.measures, scores.protocol.main
-    lines: list[tuple[float, bool, list[str]]] = []
-    for name, tracker in scores.trackers.items():
-        lines.append((tracker.measures[main], True, [name, *(_percent(tracker.measures[m]) for m in measures), "this page"]))
-    for name, figures in found.items():
-        cells = [f"{f.percent:.1f}{'?' if f.error else ''}" if (f := figures.get(m)) else "-" for m in measures]
-        sources = "; ".join(dict.fromkeys(f.source for f in figures.values()))
-        lines.append((figures[main].percent / 100 if main in figures else -1.0, False, [name, *cells, sources]))
-    lines.sort(key=lambda line: -line[0])
-    header = ["tracker", *(LABELS[m] for m in measures), "source"]
-    return _table(header, [row for _, _, row in lines], mine=[own for _, own, _ in lines], best=False)
-
-
 def _span(loss: Loss) -> str:
     return f"{loss.first} to {loss.last} ({loss.frames} frames)"
 
@@ -206,23 +178,23 @@ def _worst(scores: Scores, tracker: str) -> list[str]:
     return [s for _, s in sorted(known)]
 
 
-def _failures(scores: Scores, ranked: Several[str], losses: Mapping[str, Mapping[str, Loss]]) -> str:
-    top = ranked[0]
+def _failures(scores: Scores, names: Several[str], losses: Mapping[str, Mapping[str, Loss]]) -> str:
+    top = names[0]
     worst = [s for s in _worst(scores, top)[:10] if s in losses[top]]
-    rows = [[s, *(_percent(_value(scores, t, s)) for t in ranked), _span(losses[top][s])] for s in worst]
+    rows = [[s, *(percent(_value(scores, t, s)) for t in names), _span(losses[top][s])] for s in worst]
     if not rows:
         return f"<p>{html.escape(top)} never lost its target.</p>"
     text = f"<p>The sequences that {html.escape(top)} tracks worst, and its longest stretch with an overlap of at most {LOST}.</p>"
-    return text + _table(["sequence", *ranked, f"{top} lost it in frames"], rows, best=False)
+    return text + _table(["sequence", *names, f"{top} lost it in frames"], rows, best=False)
 
 
-def _by_sequence(scores: Scores, ranked: Several[str], losses: Mapping[str, Mapping[str, Loss]]) -> str:
-    header = ["sequence", *ranked, *(f"{t}: frames lost at a stretch" for t in losses)]
-    rows = []
-    for s in scores.sequences:
-        lost = [str(loss.frames) if (loss := losses[t].get(s)) else "0" for t in losses]
-        rows.append([s, *(_percent(_value(scores, t, s)) for t in ranked), *lost])
-    return f"<details open><summary>{len(rows)} sequences; a click on a heading sorts</summary>{_table(header, rows, best=False)}</details>"
+def _by_sequence(scores: Scores, losses: Mapping[str, Mapping[str, Loss]]) -> str:
+    header, rows = sequence_rows(scores)
+    header = ["sequence", *header[1:], *(f"{t}: frames lost at a stretch" for t in losses)]
+    longer = [[*row, *(str(loss.frames) if (loss := losses[t].get(row[0])) else "0" for t in losses)] for row in rows]
+    return (
+        f"<details open><summary>{len(rows)} sequences; a click on a heading sorts</summary>{_table(header, longer, best=False)}</details>"
+    )
 
 
 def _strips(
@@ -231,10 +203,10 @@ def _strips(
     results: Mapping[str, Mapping[str, Result]],
     losses: Mapping[str, Mapping[str, Loss]],
     sequences: Mapping[str, Sequence],
-    ranked: Several[str],
+    names: Several[str],
     count: int,
 ) -> list[str]:
-    top, out = ranked[0], []
+    top, out = names[0], []
     order = [s for s in _worst(scores, top) if s in sequences]
     if not order:
         return []
@@ -247,14 +219,14 @@ def _strips(
             wanted.append((s, frames, f", where {top} loses the target (frame {loss.first})"))
     for number, (name, frames, what) in enumerate(wanted):
         sequence = sequences[name]
-        boxes = {t: results[t][name].runs[0][sequence.offset :][: len(sequence)] for t in ranked[: len(COLORS)]}
+        boxes = {t: results[t][name].runs[0][sequence.offset :][: len(sequence)] for t in names[: len(COLORS)]}
         if any(len(b) != len(sequence) for b in boxes.values()):
             continue
         if isinstance(frames, list):
             frames = [min(max(0, f - sequence.offset), len(sequence) - 1) for f in frames]
         file = folder / f"strip{number}.png"
         picture_strip(sequence, boxes, file, frames=frames, height=160)
-        figures = ", ".join(f"{t} {_percent(_value(scores, t, name))}" for t in ranked)
+        figures = ", ".join(f"{t} {percent(_value(scores, t, name))}" for t in names)
         out.append(f"<figure>{_image(file, f'{name}{what}')}<figcaption>{html.escape(f'{name}{what}: {figures}')}</figcaption></figure>")
     return out
 

@@ -6,11 +6,23 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from srft.evaluation.published import Published
 from srft.evaluation.scores import Scores
 
-__all__ = ["LABELS", "attribute_table", "csv_text", "latex_text", "main_table", "peers_table", "sequence_table"]
+__all__ = [
+    "LABELS", "Table", "attribute_rows", "attribute_table", "csv_text", "latex_text", "main_rows", "main_table", "peers_rows",
+    "peers_table", "percent", "ranked", "sequence_rows", "sequence_table",
+]  # fmt: skip
+
+
+class Table(NamedTuple):
+    """What any rendering of a table shows."""
+
+    header: list[str]
+    rows: list[list[str]]
+
 
 LABELS = {
     "success_auc": "SR",
@@ -31,11 +43,32 @@ LABELS = {
 """What the field calls each measure."""
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction as the tables show it.
+
+    Args:
+        value: None where there is none.
+
+    Returns:
+        Percent with one decimal, or ``-``.
+    """
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def ranked(scores: Scores) -> list[str]:
+    """Trackers in the order of the tables.
+
+    Args:
+        scores: of trackers side by side.
+
+    Returns:
+        Names, the best by the main measure first.
+    """
+    return sorted(scores.trackers, key=lambda name: -scores.trackers[name].measures[scores.protocol.main])
+
+
+def _aligned(table: Table) -> str:
+    header, rows = table
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -43,12 +76,85 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _ranked(scores: Scores) -> list[str]:
-    return sorted(scores.trackers, key=lambda name: -scores.trackers[name].measures[scores.protocol.main])
+def main_rows(scores: Scores) -> Table:
+    """One row per tracker, best first.
+
+    Args:
+        scores: of trackers side by side.
+
+    Returns:
+        All measures.
+    """
+    measures = scores.protocol.measures
+    extra = [name for name in scores.protocol.extra if any(name in t.extra for t in scores.trackers.values())]
+    rows = []
+    for name in ranked(scores):
+        tracker = scores.trackers[name]
+        rows.append([name, *(percent(tracker.measures[m]) for m in measures), *(percent(tracker.extra.get(m)) for m in extra)])
+    return Table(["tracker", *(LABELS[m] for m in (*measures, *extra))], rows)
+
+
+def attribute_rows(scores: Scores) -> Table:
+    """The main measure of each tracker over the sequences that have an attribute, one row per attribute.
+
+    Args:
+        scores: with attributes.
+
+    Returns:
+        How many sequences have it, then the trackers.
+    """
+    names, main = ranked(scores), scores.protocol.main
+    rows = [
+        [attribute, str(count), *(percent(scores.trackers[name].attributes[attribute].get(main)) for name in names)]
+        for attribute, count in scores.attribute_counts.items()
+    ]
+    return Table([f"{LABELS[main]} by attribute", "sequences", *names], rows)
+
+
+def sequence_rows(scores: Scores) -> Table:
+    """The main measure of each tracker on each sequence, one row per sequence.
+
+    Args:
+        scores: of trackers side by side.
+
+    Returns:
+        The trackers.
+    """
+    names, main = ranked(scores), scores.protocol.main
+    rows = [
+        [sequence, *(percent(scores.trackers[name].sequences.get(sequence, {}).get(main)) for name in names)]
+        for sequence in scores.sequences
+    ]
+    return Table([f"{LABELS[main]} by sequence", *names], rows)
+
+
+def peers_rows(scores: Scores, found: Mapping[str, Mapping[str, Published]], *, here: str) -> tuple[Table, list[bool]]:
+    """One's own trackers among published ones, best first; a figure that must be wrong carries a question mark.
+
+    Args:
+        scores: one's own.
+        found: published figures, from :func:`srft.evaluation.published.peers`.
+        here: source of one's own.
+
+    Returns:
+        Measures and sources, and which rows are one's own.
+    """
+    measures = scores.protocol.measures
+    lines: list[tuple[float, bool, list[str]]] = []
+    for name, tracker in scores.trackers.items():
+        lines.append((tracker.measures[scores.protocol.main], True, [name, *(percent(tracker.measures[m]) for m in measures), here]))
+    for name, figures in found.items():
+        cells = [f"{f.percent:.1f}{'?' if f.error else ''}" if (f := figures.get(m)) else "-" for m in measures]
+        main = figures.get(scores.protocol.main)
+        sources = "; ".join(dict.fromkeys(f.source for f in figures.values()))
+        lines.append((main.percent / 100 if main else -1.0, False, [name, *cells, sources]))
+    lines.sort(key=lambda line: -line[0])
+    header = ["tracker", *(LABELS[m] for m in measures), "source"]
+    return Table(header, [row for _, _, row in lines]), [own for _, own, _ in lines]
 
 
 def main_table(scores: Scores) -> str:
-    """One line per tracker, best first.
+    """:func:`main_rows` for a terminal.
 
     Args:
         scores: of trackers side by side.
@@ -56,51 +162,35 @@ def main_table(scores: Scores) -> str:
     Returns:
         Text.
     """
-    measures = scores.protocol.measures
-    extra = [name for name in scores.protocol.extra if any(name in t.extra for t in scores.trackers.values())]
-    rows = []
-    for name in _ranked(scores):
-        tracker = scores.trackers[name]
-        rows.append([name, *(_percent(tracker.measures[m]) for m in measures), *(_percent(tracker.extra.get(m)) for m in extra)])
-    return _aligned(["tracker", *(LABELS[m] for m in (*measures, *extra))], rows)
+    return _aligned(main_rows(scores))
 
 
 def attribute_table(scores: Scores) -> str:
-    """The main measure of each tracker over the sequences that have an attribute.
+    """:func:`attribute_rows` for a terminal.
 
     Args:
         scores: with attributes.
 
     Returns:
-        Text; one line per attribute.
+        Text.
     """
-    names, main = _ranked(scores), scores.protocol.main
-    rows = [
-        [attribute, str(count), *(_percent(scores.trackers[name].attributes[attribute].get(main)) for name in names)]
-        for attribute, count in scores.attribute_counts.items()
-    ]
-    return _aligned([f"{LABELS[main]} by attribute", "sequences", *names], rows)
+    return _aligned(attribute_rows(scores))
 
 
 def sequence_table(scores: Scores) -> str:
-    """The main measure of each tracker on each sequence.
+    """:func:`sequence_rows` for a terminal.
 
     Args:
         scores: of trackers side by side.
 
     Returns:
-        Text; one line per sequence.
+        Text.
     """
-    names, main = _ranked(scores), scores.protocol.main
-    rows = [
-        [sequence, *(_percent(scores.trackers[name].sequences.get(sequence, {}).get(main)) for name in names)]
-        for sequence in scores.sequences
-    ]
-    return _aligned([f"{LABELS[main]} by sequence", *names], rows)
+    return _aligned(sequence_rows(scores))
 
 
 def peers_table(scores: Scores, found: Mapping[str, Mapping[str, Published]]) -> str:
-    """One's own trackers among published ones, best first; a figure that must be wrong carries a question mark.
+    """:func:`peers_rows` for a terminal.
 
     Args:
         scores: one's own.
@@ -109,17 +199,9 @@ def peers_table(scores: Scores, found: Mapping[str, Mapping[str, Published]]) ->
     Returns:
         Text; one's own trackers are marked with an arrow.
     """
-    measures = scores.protocol.measures
-    lines: list[tuple[float, list[str]]] = []
-    for name, tracker in scores.trackers.items():
-        lines.append((tracker.measures[scores.protocol.main], [f"> {name}", *(_percent(tracker.measures[m]) for m in measures), "here"]))
-    for name, figures in found.items():
-        cells = [f"{f.percent:.1f}{'?' if f.error else ''}" if (f := figures.get(m)) else "-" for m in measures]
-        main = figures.get(scores.protocol.main)
-        sources = "; ".join(dict.fromkeys(f.source for f in figures.values()))
-        lines.append((main.percent / 100 if main else -1.0, [f"  {name}", *cells, sources]))
-    rows = [row for _, row in sorted(lines, key=lambda line: -line[0])]
-    return _aligned(["  tracker", *(LABELS[m] for m in measures), "source"], rows)
+    (header, rows), mine = peers_rows(scores, found, here="here")
+    marked = [[f"{'>' if own else ' '} {name}", *cells] for own, (name, *cells) in zip(mine, rows, strict=True)]
+    return _aligned(Table([f"  {header[0]}", *header[1:]], marked))
 
 
 def csv_text(scores: Scores) -> str:
@@ -154,7 +236,7 @@ def latex_text(scores: Scores, *, attributes: bool = False) -> str:
     Returns:
         LaTeX.
     """
-    protocol, names = scores.protocol, _ranked(scores)
+    protocol, names = scores.protocol, ranked(scores)
     rows = [[scores.trackers[name].measures[m] for m in protocol.measures] for name in names]
     comment = f"% {protocol.benchmark}, protocol {protocol.name}, {len(scores.sequences)} of {protocol.sequences} sequences\n"
     text = comment + _latex(["Tracker", *(LABELS[m] for m in protocol.measures)], names, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from srft.files import write_bytes
+from srft.evaluation.plots import save_figure
 from srft.search.compare import STABILITY, Importance, pareto_front, plasticity_and_stability, varied
 from srft.search.record import TrialResult
 
@@ -41,9 +40,7 @@ def draw(
     made: list[Path] = []
 
     def save(figure: Any, name: str) -> None:
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=110, format="png")
-        write_bytes(folder / name, picture.getvalue())
+        save_figure(figure, folder / name)
         made.append(folder / name)
 
     if not scored:
