@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from srft.data.pairs import Batch, PairDataset, PairSampler, RawBatch, SampleError, normalized, share, stack
+from srft.data.processes import clean_processes
 
 __all__ = ["PairLoader"]
 
@@ -125,11 +125,6 @@ class PairLoader:
         if not self.workers:
             sampler = self.sampler
             return (stack([sampler.pair(*key) for key in some]) for some in keys)
-        context = None
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            # A process that has trained holds locks and threads that a fork of it would wait for; the server's has imported, and no more.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["srft.data.pairs"])
         return iter(
             DataLoader(
                 PairDataset(self.sampler),
@@ -139,7 +134,7 @@ class PairLoader:
                 prefetch_factor=self.ahead,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_one_thread,
-                multiprocessing_context=context,
+                multiprocessing_context=clean_processes("srft.data.pairs"),
             )
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from srft.config import Modality
 from srft.data.benchmarks import DataError, open_benchmark
@@ -26,8 +23,9 @@ from srft.data.benchmarks.layouts import layout_of
 from srft.data.benchmarks.splits import Split
 from srft.data.crops import Window, window
 from srft.data.images import Data, StoredFrame, StoredFrames, StoredImage, decode, same_size
+from srft.data.processes import clean_processes
 from srft.data.sequence import Sequence
-from srft.data.shards import MANIFEST, ROWS, Manifest, ShardFile, fetch, read_manifest, shard_sequences
+from srft.data.shards import MANIFEST, ROWS, Manifest, ShardFile, fetch, index_of, local_folder, place_of, read_manifest, shard_sequences
 from srft.files import environment, sha256, sync
 
 __all__ = ["check_pack", "crop_context", "pack"]
@@ -103,12 +101,12 @@ def pack(
             identity = hashlib.sha256(described.encode()).hexdigest()[:16]
             plans.append(_Plan(f"{split}-{number:05d}.arrow", split, some, kept, quality, identity))
     wanted = {plan.file: plan.identity for plan in plans}
-    filesystem, path = url_to_fs(str(out))
+    filesystem, path = place_of(out)
     if filesystem.exists(f"{path}/{MANIFEST}"):
         found = read_manifest(out)
         if {shard.file for shard in found.shards} != set(wanted) or (found.benchmark, found.context) != (benchmark, context):
             raise DataError(f"{out}: holds another pack ({found.benchmark}, context {found.context}); choose another place or delete it")
-    if folder := _folder(out):
+    if folder := local_folder(out):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_PART}*"):  # of a call that was killed
             shutil.rmtree(left)
@@ -239,9 +237,7 @@ def _written(out: str | Path, plans: list[_Plan], workers: int) -> Iterator[Shar
     if workers == 1 or len(plans) < 2:
         yield from (_write(out, plan) for plan in plans)
         return
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    with ProcessPoolExecutor(min(workers, len(plans)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(plans)), mp_context=clean_processes()) as pool:
         jobs = [pool.submit(_write, out, plan) for plan in plans]
         try:
             for job in as_completed(jobs):
@@ -255,7 +251,7 @@ def _write(out: str | Path, plan: _Plan) -> ShardFile:
     import pyarrow as pa
 
     with _workspace(out) as folder:
-        file, index = folder / plan.file, folder / (plan.file.removesuffix(".arrow") + ".index.arrow")
+        file, index = folder / plan.file, folder / index_of(plan.file)
         rows: list[dict[str, Any]] = []
         schema: pa.Schema | None = None
         writer = None
@@ -350,10 +346,9 @@ def _finished(out: str | Path, plan: _Plan) -> ShardFile | None:
     # The shard if it was written before, for the same plan.
     import pyarrow as pa
 
-    filesystem, path = url_to_fs(str(out))
-    name = plan.file.removesuffix(".arrow") + ".index.arrow"
+    filesystem, path = place_of(out)
     try:
-        data = filesystem.cat_file(f"{path}/{name}")
+        data = filesystem.cat_file(f"{path}/{index_of(plan.file)}")
         size = filesystem.size(f"{path}/{plan.file}")
         described = json.loads(pa.ipc.open_file(pa.BufferReader(data)).schema.metadata[b"srft"])
     except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
@@ -364,25 +359,19 @@ def _finished(out: str | Path, plan: _Plan) -> ShardFile | None:
     return ShardFile(**described, index_sha256=hashlib.sha256(data).hexdigest())
 
 
-def _folder(out: str | Path) -> Path | None:
-    # The pack's own folder on a local file system.
-    filesystem, path = url_to_fs(str(out))
-    return Path(path) if isinstance(filesystem, LocalFileSystem) else None
-
-
 @contextmanager
 def _workspace(out: str | Path) -> Iterator[Path]:
     # Where files are written before they are published: beside their place if that is local, so that publishing is a rename.
-    with tempfile.TemporaryDirectory(prefix=_PART, dir=_folder(out)) as folder:
+    with tempfile.TemporaryDirectory(prefix=_PART, dir=local_folder(out)) as folder:
         yield Path(folder)
 
 
 def _publish(file: Path, out: str | Path) -> None:
     # Whole or not at all: a rename here, one upload elsewhere.
-    if folder := _folder(out):
+    if folder := local_folder(out):
         sync(file)
         os.replace(file, folder / file.name)
         return
-    filesystem, path = url_to_fs(str(out))
+    filesystem, path = place_of(out)
     filesystem.makedirs(path, exist_ok=True)
     filesystem.put_file(str(file), f"{path}/{file.name}")

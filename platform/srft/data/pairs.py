@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -251,22 +250,6 @@ class PairSampler:
             The share, normalized.
         """
         return collate([self.pair(epoch, index) for index in share(step, batch_size, rank, world_size)])
-
-    def epoch(self, epoch: int, steps: int, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """All batches of one epoch for one worker, see :meth:`batch`.
-
-        Args:
-            epoch: which pass.
-            steps: optimizer steps.
-            batch_size: samples of all workers together.
-            rank: this worker.
-            world_size: workers.
-
-        Yields:
-            One share a step.
-        """
-        for step in range(steps):
-            yield self.batch(epoch, step, batch_size, rank, world_size)
 
 
 def share(step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> range:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from srft.config import Modality
 from srft.data.benchmarks.layouts import DataError
@@ -31,8 +33,11 @@ __all__ = [
     "PackedFrames",
     "ShardFile",
     "fetch",
+    "index_of",
     "is_pack",
+    "local_folder",
     "open_pack",
+    "place_of",
     "read_index",
     "read_manifest",
     "shard_sequences",
@@ -43,6 +48,44 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 ROWS = 64
 """Frames per record batch; the last of a shard may have fewer."""
+
+
+def place_of(root: str | Path) -> tuple[Any, str]:
+    """Where a pack is.
+
+    Args:
+        root: a folder, or an address that fsspec knows, such as ``s3://bucket/pack``.
+
+    Returns:
+        The file system, and the path in it.
+    """
+    filesystem, path = url_to_fs(str(root))
+    return filesystem, path.rstrip("/")
+
+
+def local_folder(root: str | Path) -> Path | None:
+    """The pack's own folder, if it is on this machine's file system.
+
+    Args:
+        root: of the pack.
+
+    Returns:
+        The folder; None for packs elsewhere.
+    """
+    filesystem, path = place_of(root)
+    return Path(path) if isinstance(filesystem, LocalFileSystem) else None
+
+
+def index_of(file: str) -> str:
+    """File of a shard's annotation.
+
+    Args:
+        file: of the shard.
+
+    Returns:
+        Its name.
+    """
+    return file.removesuffix(".arrow") + ".index.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +105,7 @@ class ShardFile:
     @property
     def index(self) -> str:
         """File of its annotation."""
-        return self.file.removesuffix(".arrow") + ".index.arrow"
+        return index_of(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +138,12 @@ def is_pack(root: str | Path) -> bool:
     """Whether a folder is a pack.
 
     Args:
-        root: a folder, or an address that fsspec knows, such as ``s3://bucket/pack``.
+        root: see :func:`place_of`.
 
     Returns:
         True if it has a manifest, or shards: then its making was interrupted, and :func:`read_manifest` says so.
     """
-    filesystem, path = _place(root)
+    filesystem, path = place_of(root)
     return bool(filesystem.exists(f"{path}/{MANIFEST}") or filesystem.glob(f"{path}/*.index.arrow"))
 
 
@@ -116,7 +159,7 @@ def read_manifest(root: str | Path) -> Manifest:
     Raises:
         DataError: there is none, or it is not one.
     """
-    filesystem, path = _place(root)
+    filesystem, path = place_of(root)
     where = f"{root}/{MANIFEST}"
     try:
         content: Any = json.loads(filesystem.cat_file(f"{path}/{MANIFEST}"))
@@ -148,9 +191,8 @@ def fetch(root: str | Path, file: str, checksum: str) -> Path:
     Raises:
         DataError: it is missing, or what came is not what the manifest says.
     """
-    filesystem, path = _place(root)
-    if _is_local(filesystem):
-        if not (local := Path(path) / file).is_file():
+    if folder := local_folder(root):
+        if not (local := folder / file).is_file():
             raise DataError(f"{local}: missing; listed in {MANIFEST}. Copy it again, or delete {MANIFEST} and run srft data pack again")
         return local
     kept = Path(os.environ.get("SRFT_CACHE") or Path.home() / ".cache" / "srft") / "packs" / checksum[:2] / f"{checksum}.arrow"
@@ -159,6 +201,7 @@ def fetch(root: str | Path, file: str, checksum: str) -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     part = kept.with_name(f".{uuid.uuid4().hex}.arrow")  # other processes of this machine may fetch the same
     try:
+        filesystem, path = place_of(root)
         filesystem.get_file(f"{path}/{file}", str(part))
         if (found := sha256(part)) != checksum:
             raise DataError(f"{root}/{file}: SHA-256 is {found}, in {MANIFEST} {checksum}; the file is damaged. Copy the pack again")
@@ -193,21 +236,26 @@ def read_index(root: str | Path, shard: ShardFile) -> list[dict[str, Any]]:
     return rows
 
 
-def open_pack(root: str | Path, *, split: str = "train", modality: Modality | None = None) -> tuple[Sequence, ...]:
+def open_pack(
+    root: str | Path, *, split: str = "train", modality: Modality | None = None, benchmark: str | None = None
+) -> tuple[Sequence, ...]:
     """Open the sequences of a pack: the same, in the same order, as of the benchmark that was packed.
 
     Args:
         root: of the pack, a folder or an address that fsspec knows.
         split: one of the manifest's.
         modality: ``rgb`` leaves the auxiliary frames out; None takes what is there.
+        benchmark: that it must be of; None takes any.
 
     Returns:
         The sequences; frames are read when they are asked for.
 
     Raises:
-        DataError: the pack has no such split or modality. So is whatever is wrong with a shard.
+        DataError: the pack is of another benchmark, or has no such split or modality. So is whatever is wrong with a shard.
     """
     manifest = read_manifest(root)
+    if benchmark not in (None, manifest.benchmark):
+        raise DataError(f"{root}: a pack of {manifest.benchmark}; expected one of {benchmark}")
     shards = [shard for shard in manifest.shards if shard.split == split]
     if not shards:
         raise DataError(f"{root}: no split {split!r}; the pack holds {', '.join(manifest.splits)}. Pack it with --splits {split}")
@@ -231,7 +279,7 @@ def shard_sequences(root: str | Path, shard: ShardFile, *, rgb_only: bool = Fals
     Raises:
         DataError: a file is missing or of another size than the manifest says.
     """
-    if _is_local(_place(root)[0]) and (size := fetch(root, shard.file, shard.sha256).stat().st_size) != shard.bytes:
+    if local_folder(root) and (size := fetch(root, shard.file, shard.sha256).stat().st_size) != shard.bytes:
         raise DataError(f"{root}/{shard.file}: {size} bytes; expected {shard.bytes}, by {MANIFEST}. The file is damaged, copy it again")
     first, sequences = 0, []
     for row in read_index(root, shard):
@@ -316,16 +364,3 @@ def _arrow(path: Path) -> Any:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not an Arrow file ({error}); the file is damaged, copy it again") from None
-
-
-def _place(root: str | Path) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    filesystem, path = url_to_fs(str(root))
-    return filesystem, path.rstrip("/")
-
-
-def _is_local(filesystem: Any) -> bool:
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(filesystem, LocalFileSystem)

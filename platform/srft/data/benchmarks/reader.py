@@ -12,7 +12,7 @@ from srft.data.benchmarks.images import NativeFrames
 from srft.data.benchmarks.layouts import DataError, EventFile, Frames, Layout, layout_of
 from srft.data.benchmarks.splits import Split, list_split
 from srft.data.sequence import Sequence
-from srft.data.shards import is_pack, open_pack, read_manifest
+from srft.data.shards import is_pack, open_pack
 
 __all__ = ["auxiliary", "open_benchmark", "open_sequence", "read_offsets"]
 
@@ -51,9 +51,7 @@ def open_benchmark(
     """
     layout = layout_of(benchmark)
     if is_pack(root):
-        if (found := read_manifest(root).benchmark) != layout.name:
-            raise DataError(f"{root}: a pack of {found}; expected one of {layout.name}")
-        return open_pack(root, split=split, modality=modality)
+        return open_pack(root, split=split, modality=modality, benchmark=layout.name)
     listing = list_split(layout, root, split, protocol)
     if listing.missing and not (partial and listing.places):
         own = Path(root) / (*layout.lists.get(split, ()), "a list")[0]
