@@ -14,12 +14,12 @@ import tyro
 
 from srft.config import PriorEstimator, SRFTConfig, TrainConfig
 from srft.data.domain import source_training
-from srft.data.pairs import PairSampler
 from srft.files import environment, git_commit, write_json
 from srft.method.fisher import sample_gradients
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker
-from srft.training.prior import source_prior
+from srft.training.prior import SOURCE_SEQUENCES, SourcePairs, source_prior
+from srft.training.worker import Worker
 
 ESTIMATORS: tuple[PriorEstimator, ...] = ("exact", "streaming", "kronecker")
 
@@ -64,18 +64,7 @@ def measure(m: Measurement) -> list[dict[str, Any]]:
     Returns:
         Rows with the kept share of the trace, and actual and bounding norms over all operations.
     """
-    base = TrainConfig()
-    network = load_tracker(base.tracker.pretrained, streams=1)
-    data = base.data
-    train = tuple(s for s in source_training(data, 32, m.cache) if s.shortest_gap <= data.max_gap)
-    sampler = PairSampler(
-        sequences=train,
-        arch=network.arch,
-        seed=data.world_seed,
-        max_gap=data.max_gap,
-        center_jitter=data.center_jitter,
-        scale_jitter=data.scale_jitter,
-    )
+    network = load_tracker(TrainConfig().tracker.pretrained, streams=1)
     rows: list[dict[str, Any]] = []
     blocks: dict[str, torch.Tensor] = {}
     for estimator in ESTIMATORS:
@@ -83,11 +72,11 @@ def measure(m: Measurement) -> list[dict[str, Any]]:
         prior = source_prior(config, m.cache, rank=max(m.ranks))
         if not blocks:
             groups = [p.group for p in prior.groups.values()]
-            samples = (sampler.batch(0, i, 1) for i in range(m.samples))
+            pairs = SourcePairs(network, source_training(config.data, SOURCE_SEQUENCES, m.cache), config, Worker())
             loss = lambda net, sample: tracking_loss(net(sample.template, sample.search), sample.boxes)["loss"]
             kept: dict[str, list[torch.Tensor]] = {g.name: [] for g in groups}
             network.eval()
-            for found in sample_gradients(network, loss, samples, groups):
+            for found in sample_gradients(network, loss, pairs, groups):
                 for g in groups:
                     kept[g.name].append(found[g.parameter][g.start : g.stop].clone())
             blocks = {name: torch.stack(parts).double() for name, parts in kept.items()}

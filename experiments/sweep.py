@@ -16,7 +16,7 @@ import tyro
 from leaderboard import Board, leaderboard, row, say, trial_row
 from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
 from srft.files import write_json, write_text
-from srft.search.record import TrialResult, best, claim, known_trials
+from srft.search.record import TrialResult, best, claim, read_study
 from srft.search.space import Space, parse_space, srft_space, wide_space
 from srft.search.study import CHANGEABLE, Search, Study
 from srft.settings import load
@@ -161,7 +161,7 @@ def main(sweep: Sweep, modality: Modality) -> None:
         study = dataclasses.replace(study, known=read_earlier(study, sweep.learn_from, out=out, uri=sweep.tracking_uri))
         say(f"learning from {len(study.known)} earlier trials")
     claim(study, out, resume=sweep.resume)
-    trials = known_trials(study, out)
+    trials = [result.trial for result in read_study(out).results]
     say(f"study {study.name} ({study.digest()}): {study.size} trials of {study.base.optim.epochs} epochs in {out}")
 
     from srft.run_logging import open_study
@@ -243,11 +243,12 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         "RGB tracker": load_tracker(study.base.tracker.pretrained),
         "two streams, untuned": load_tracker(study.base.tracker.pretrained, streams=2),
     }
+    folders: dict[str, Path] = {}
     for name, result in chosen.items():
         folder = checkpoint.best(result.directory)
         if folder is None:
             raise ConfigError(f"{result.directory}: no valid checkpoint of {result.trial.name} is left; delete the directory and --resume")
-        networks[name] = tuned_tracker(folder)
+        folders[name], networks[name] = folder, tuned_tracker(folder)
 
     sets = test_sets(study.base.data, out / "cache")
     say(f"testing {len(networks)} trackers on {', '.join(s.name for s in sets)}")
@@ -277,9 +278,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         index = result.trial.index
         study_log.log_metrics(test_metrics(rows, name), index=index)
         study_log.set_tags({"srft.chosen": name}, index=index)
-        folder = checkpoint.best(result.directory)
-        if folder is not None:
-            study_log.log_checkpoint(folder, index=index)
+        study_log.log_checkpoint(folders[name], index=index)
         study_log.log_artifact(pictures, index=index, folder="pictures")
     study_log.log_artifact(pictures, folder="pictures")
     study_log.log_artifact(out / "leaderboard.md")
@@ -307,8 +306,10 @@ def test_metrics(rows: list[dict[str, Any]], tracker: str) -> dict[str, float]:
     Returns:
         ``test/<set>/<measure>`` to value.
     """
+    from srft.evaluation.test_sets import logged_names
+
     (line,) = (r for r in rows if r["tracker"] == tracker)
-    return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in line["tests"].items() for key, value in figures.items()}
+    return logged_names(line["tests"])
 
 
 def command(modality: Modality, description: str | None) -> None:

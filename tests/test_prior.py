@@ -71,7 +71,7 @@ def test_cached_files_of_another_format_are_never_met(tmp_path, monkeypatch):
     from srft.training import prior as cached
 
     prior, asked = estimate(net(), samples(), 1), []
-    for unneeded in ("source_training", "_SourcePairs"):
+    for unneeded in ("source_training", "SourcePairs"):
         monkeypatch.setattr(cached, unneeded, lambda *args, **kw: ())
     monkeypatch.setitem(cached._ESTIMATORS, "exact", lambda *args, **kw: asked.append(1) or prior)
     for name in ("srft-prior-0", "srft-prior-9"):

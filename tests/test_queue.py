@@ -10,7 +10,7 @@ import pytest
 from srft.config import ConfigError
 from srft.search.population import exchanges
 from srft.search.queue import Queue
-from srft.search.record import claim, read_study, results, trial_directory
+from srft.search.record import claim, read_study, trial_directory
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.watch import Watch
@@ -56,7 +56,7 @@ def session(study, directory, *, turns=10**6, fail=()):
 
 def summary(study, directory):
     scores = lambda r: [e["metrics"]["val/success_auc"] for e in r.history]
-    return [(r.trial.point, r.trial.origins, r.state, scores(r)) for r in results(study, directory)]
+    return [(r.trial.point, r.trial.origins, r.state, scores(r)) for r in read_study(directory).results]
 
 
 def test_proposed_trials_are_the_same_after_an_interruption(tmp_path):
@@ -65,17 +65,19 @@ def test_proposed_trials_are_the_same_after_an_interruption(tmp_path):
         claim(study, tmp_path / name, resume=False)
     assert session(study, tmp_path / "a")[0] == list(range(10))
     assert session(study, tmp_path / "b", turns=8)[0] == list(range(8))
-    assert len(results(study, tmp_path / "b")) == 8
+    assert len(read_study(tmp_path / "b").results) == 8
     session(study, tmp_path / "b")
     found = summary(study, tmp_path / "a")
     assert summary(study, tmp_path / "b") == found
     assert {state for _, _, state, _ in found} == {"finished"}
     drawn = [point["srft.kappa"] for point, *_ in found[1:]]
     assert len(set(drawn)) == 9
-    warm = dataclasses.replace(study, known=tuple(Watch(study, tmp_path / "a", None, None, results(study, tmp_path / "a")).observations()))
+    warm = dataclasses.replace(
+        study, known=tuple(Watch(study, tmp_path / "a", None, None, read_study(tmp_path / "a").results).observations())
+    )
     claim(warm, tmp_path / "c", resume=False)
     session(warm, tmp_path / "c", turns=3)
-    learned = [r.trial.point["srft.kappa"] for r in results(warm, tmp_path / "c")[1:]]
+    learned = [r.trial.point["srft.kappa"] for r in read_study(tmp_path / "c").results[1:]]
     assert len(learned) == 2
     assert not set(learned) & set(drawn)  # the same seeds, but ten trials to learn from
 
@@ -89,7 +91,7 @@ def test_only_the_best_go_on_from_a_rung(tmp_path, changes):
     for name in ("a", "b"):
         claim(study, tmp_path / name, resume=False)
     session(study, tmp_path / "a")
-    fixed, *found = results(study, tmp_path / "a")
+    fixed, *found = read_study(tmp_path / "a").results
     assert (fixed.state, len(fixed.history)) == ("finished", 8)
     assert {r.state for r in found} == {"finished", "stopped"}
     whole = [r for r in found if r.state == "finished"]
@@ -110,16 +112,16 @@ def test_a_budget_leaves_paused_trials_to_go_on(tmp_path):
     session(study, tmp_path, turns=3)
     (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 2.0}')
     assert session(study, tmp_path)[0] == []
-    assert not {r.state for r in results(study, tmp_path)} & {"finished", "stopped"}
+    assert not {r.state for r in read_study(tmp_path).results} & {"finished", "stopped"}
     session(dataclasses.replace(study, max_hours=9.0), tmp_path)
-    assert {r.state for r in results(study, tmp_path)} == {"finished", "stopped"}
+    assert {r.state for r in read_study(tmp_path).results} == {"finished", "stopped"}
 
 
 def test_one_trial_is_trained_to_the_end_however_few_there_are(tmp_path):
     study = Study(name="toy", base=BASE, space=SPACE, num_samples=3)
     claim(study, tmp_path, resume=False)
     session(study, tmp_path, fail=(0,))
-    found = results(study, tmp_path)
+    found = read_study(tmp_path).results
     assert [r.state for r in found].count("finished") == 1
     assert found[0].state == "failed"
 
@@ -130,7 +132,7 @@ def test_a_population_goes_on_from_its_best_members(tmp_path):
         claim(study, tmp_path / name, resume=False)
     order, _ = session(study, tmp_path / "a")
     assert order[:9] == [0, 1, 2, 3, 4, 1, 2, 3, 4]  # the given one to its end, then one epoch each
-    found = results(study, tmp_path / "a")
+    found = read_study(tmp_path / "a").results
     assert [r.state for r in found] == ["finished"] * 5
     assert found[0].trial.origins == ()
     moved = [r for r in found if r.trial.origins]
@@ -155,7 +157,7 @@ def test_a_member_goes_on_from_the_weights_of_its_donor(tmp_path):
     claim(study, tmp_path, resume=False)
     session(study, tmp_path)
     weights = lambda r: {round(e["metrics"]["weight"], 6) for e in r.history}
-    first = {r.trial.index: r for r in results(study, tmp_path)}
+    first = {r.trial.index: r for r in read_study(tmp_path).results}
     moved = [r for r in first.values() if r.trial.origins]
     stayed = [r for r in first.values() if not r.trial.origins]
     assert moved
@@ -173,7 +175,7 @@ def test_a_failed_member_is_replaced(tmp_path):
     assert replaced.trial.origins
     assert len(replaced.history) == 1
     session(study, tmp_path)
-    assert [r.state for r in results(study, tmp_path)] == ["finished"] * 4
+    assert [r.state for r in read_study(tmp_path).results] == ["finished"] * 4
 
 
 def test_exchanges():
@@ -209,7 +211,7 @@ def test_hours_end_a_study_that_can_go_on(tmp_path):
     assert order == [0, 1, 2]
     assert not queue
     (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 2.0}')  # of all sessions
-    watch = Watch(study, tmp_path, None, None, results(study, tmp_path))
+    watch = Watch(study, tmp_path, None, None, read_study(tmp_path).results)
     assert Queue(dataclasses.replace(study, max_hours=1.0), tmp_path, watch, 0).spent()
     assert not Queue(dataclasses.replace(study, max_hours=3.0), tmp_path, watch, 0).spent()
 
@@ -218,7 +220,7 @@ def test_gpu_hours_count_where_gpus_are_used(tmp_path, monkeypatch):
     study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_gpu_hours=1.5, gpus_per_worker=0.5, max_hours=0)
     claim(study, tmp_path, resume=False)
     (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 3.5}')
-    queue = Queue(study, tmp_path, Watch(study, tmp_path, None, None, results(study, tmp_path)), 0)
+    queue = Queue(study, tmp_path, Watch(study, tmp_path, None, None, read_study(tmp_path).results), 0)
     assert queue.spent() == ""
     monkeypatch.setattr("srft.search.queue.gpus", lambda: 1.0)
     assert "1.5 GPU-hours" in queue.spent()

@@ -35,7 +35,7 @@ def cache(tmp_path_factory):
     """Rendered sequences and the prior, kept so that other processes find them too."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_module, "_SOURCE_SEQUENCES", 3)
+        patch.setattr(prior_module, "SOURCE_SEQUENCES", 3)
         prepare(CONFIG, folder)
         yield folder
 
@@ -165,7 +165,7 @@ STRATEGIES = ("ddp", "fsdp2")
 
 def train_in_group(rank, directory, cache, begin):
     """One of two processes: runs that are told to end after step 6, or the rest of these."""
-    prior_module._SOURCE_SEQUENCES = 3
+    prior_module.SOURCE_SEQUENCES = 3
     domain, prior = prepare(CONFIG, Path(cache))
     for strategy in STRATEGIES:
         config = dataclasses.replace(CONFIG, workers=2, strategy=strategy)

@@ -13,7 +13,7 @@ from tests.test_workers import workers
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_module, "_SOURCE_SEQUENCES", 3)
+        patch.setattr(prior_module, "SOURCE_SEQUENCES", 3)
         yield tmp_path_factory.mktemp("rendered")
 
 

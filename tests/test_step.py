@@ -57,7 +57,7 @@ def domain(cache):
 @pytest.fixture(scope="module")
 def few_source_sequences():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_module, "_SOURCE_SEQUENCES", 3)
+        patch.setattr(prior_module, "SOURCE_SEQUENCES", 3)
         yield
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from srft.config import ConfigError
 from srft.run_logging import open_study, store_uri
-from srft.search.record import TrialResult, best, claim, record_end, results, trial_directory
+from srft.search.record import TrialResult, best, claim, read_study, record_end, trial_directory
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.tuning import Progress, run_study
@@ -76,11 +76,11 @@ def test_results_come_from_the_directories(tmp_path: Path) -> None:
     claim(STUDY, tmp_path, resume=False)
     trials = STUDY.trials()
     with pytest.raises(ValueError, match="resume the study"):
-        best(results(STUDY, tmp_path))
+        best(read_study(tmp_path).results)
     train(trials[2].config, toy_entry, directory=trial_directory(tmp_path, trials[2]))
     record_end(trial_directory(tmp_path, trials[2]), "finished", seconds=1.5)
     record_end(trial_directory(tmp_path, trials[3]), "failed", seconds=0.5, error="out of memory")
-    found = results(STUDY, tmp_path)
+    found = read_study(tmp_path).results
     assert [result.state for result in found] == ["pending", "pending", "finished", "failed", "pending", "pending"]
     assert found[2].score == score(trials[2].config, 3)
     assert found[2].metrics["val/success_auc"] == found[2].score
@@ -132,7 +132,7 @@ def test_nothing_is_lost_or_repeated_when_the_driver_dies(tmp_path: Path, ray_cl
         return [actor for actor in list_actors(filters=[("state", "!=", "DEAD")]) if "ImplicitFunc" in actor.class_name]
 
     first, _ = drive_until(out, store, False, lambda seen: any(" finished " in line for line in seen), signal.SIGKILL)
-    after_kill = results(STUDY, out)
+    after_kill = read_study(out).results
     ended = {r.trial.index: r for r in after_kill if r.state in ("finished", "stopped")}
     assert len(ended) >= 1, (first, (tmp_path / "driver.log").read_text()[-3000:])
     stamps = {i: (r.directory / "result.json").stat().st_mtime_ns for i, r in ended.items()}
@@ -146,7 +146,7 @@ def test_nothing_is_lost_or_repeated_when_the_driver_dies(tmp_path: Path, ray_cl
     assert trial_actors() == []
     assert not {int(line.split()[0]) for line in second} & ended.keys()
 
-    interrupted = {r.trial.index: r for r in results(STUDY, out)}
+    interrupted = {r.trial.index: r for r in read_study(out).results}
     trials = {trial.index: trial.config for trial in STUDY.trials()}
     seen: list[Progress] = []
     with open_study(out, "driven", trials, digest=STUDY.digest(), uri=store) as trial_log:

@@ -40,6 +40,7 @@ Benchmark = Literal["", "fe108", "visevent", "coesot", "depthtrack", "vot-rgbd20
 Preset = Literal["tiny", "small", "base", "base_384"]
 
 __all__ = [
+    "LAYOUT",
     "BaselineConfig",
     "ConfigError",
     "DataConfig",
@@ -347,9 +348,12 @@ class TrainConfig:
             Eight hex digits that change whenever a setting does, except for the name, how it is laid out over workers, and how often
             it is saved.
         """
-        apart = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers", "data.loader")
-        flat = {key: value for key, value in to_flat(self).items() if key not in apart}
+        flat = {key: value for key, value in to_flat(self).items() if key not in LAYOUT}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+
+
+LAYOUT = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers", "data.loader")
+"""Settings that say what a run is called and how it is carried out, not what it trains."""
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:

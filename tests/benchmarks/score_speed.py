@@ -11,10 +11,7 @@ measures of the whole set and of every sequence.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +21,10 @@ from srft.evaluation.protocols import find_protocol
 from srft.evaluation.results import Files, read_results
 from srft.evaluation.scores import Scores, score
 from srft.files import environment, write_json
+from tests.benchmarks.events_cost import seconds
 
 NOTATIONS = {"whole numbers": ("%d", "\t"), "4 decimals": ("%.4f", ","), "14 decimals": ("%.14f", ",")}
 ORACLE = {"precision_20": "PR", "normalized_precision_20": "NPR", "success_auc": "SR", "mpr": "MPR", "msr": "MSR"}
-
-
-def seconds(work: Callable[[], object], rounds: int) -> float:
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
 
 
 def perturbed(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -178,13 +178,13 @@ def _benchmarks(command: Retrain, folder: Path, out: Path, run_log: StudyLog) ->
 
 
 def _finish(config: TrainConfig, folder: Path, out: Path, origin: Origin, tests: dict[str, dict[str, float]], run_log: StudyLog) -> None:
+    from srft.evaluation.test_sets import logged_names
     from srft.files import write_json
     from srft.training import checkpoint
 
     score = (checkpoint.read_meta(folder).metrics or {})[checkpoint.METRIC]
     write_json(out / "result.json", {"checkpoint": str(folder), "origin": origin.run_id, "val_success_auc": score, "tests": tests})
-    flat = {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in tests.items() for key, value in figures.items()}
-    run_log.log_metrics(flat, index=0)
+    run_log.log_metrics(logged_names(tests), index=0)
     run_log.log_checkpoint(folder, index=0)
     run_log.end_trial(0, "FINISHED")
     model = f"srft-{config.data.modality}"

@@ -10,7 +10,7 @@ from srft.data.sampling import unusable
 from srft.data.sequence import Domain, Sequence
 from srft.data.synthetic import Split, sequences
 
-__all__ = ["load_domain", "source_training"]
+__all__ = ["load_domain", "rendered", "source_training"]
 
 
 def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
@@ -27,26 +27,43 @@ def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
     Raises:
         DataError: no pair can be drawn from any training sequence of the benchmark.
     """
-
-    def rendered(split: Split, count: int, world: int = -1) -> tuple[Sequence, ...]:
-        seed = data.world_seed if world < 0 else world
-        return tuple(sequences(split, count, seed=seed, length=data.length, modality=data.modality, cache=cache))
-
     if data.benchmark:
         train = open_benchmark(data.benchmark, data.root, split="train", modality=data.modality)
         val = _spread(open_benchmark(data.benchmark, data.root, split="val", modality=data.modality), data.val_sequences)
     else:
-        train, val = rendered("target-train", data.train_sequences, data.train_world), rendered("target-val", data.val_sequences)
+        train, val = rendered(data, "target-train", cache, world=data.train_world), rendered(data, "target-val", cache)
     if data.source_benchmark:
         held_out = open_benchmark(data.source_benchmark, data.source_root, split="val", modality="rgb")
         source = _spread(held_out, data.source_sequences)
     else:
-        source = rendered("source-test", data.source_sequences)
+        source = rendered(data, "source-test", cache)
     reasons = {sequence.name: unusable(sequence, data.pairs, data.max_gap) for sequence in train}
     usable = tuple(sequence for sequence in train if reasons[sequence.name] is None)
     if data.benchmark and not usable:
         raise DataError(f"{data.root}: no pair can be drawn from any of {len(train)} sequences; the first: {next(iter(reasons.values()))}")
     return Domain(train=usable, val=val, source=source)
+
+
+def rendered(data: DataConfig, split: Split, cache: Path | None = None, *, world: int = -1) -> tuple[Sequence, ...]:
+    """Sequences of the synthetic world, as many as a run asks for.
+
+    Args:
+        data: the run's data settings.
+        split: ``target-train``, ``target-val``, ``target-test`` or ``source-test``.
+        cache: see :func:`load_domain`.
+        world: seed of another world than the run's; negative for the run's.
+
+    Returns:
+        The sequences.
+    """
+    counts = {
+        "target-train": data.train_sequences,
+        "target-val": data.val_sequences,
+        "target-test": data.test_sequences,
+        "source-test": data.source_sequences,
+    }
+    seed = data.world_seed if world < 0 else world
+    return tuple(sequences(split, counts[split], seed=seed, length=data.length, modality=data.modality, cache=cache))
 
 
 def source_training(data: DataConfig, count: int, cache: Path | None = None) -> tuple[Sequence, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from srft.config import DataConfig
 from srft.data import davis_cars
-from srft.data.sequence import Sequence
-from srft.data.synthetic import Split, sequences
+from srft.data.domain import rendered
 from srft.evaluation.runner import TestSet
 
-__all__ = ["test_sets"]
+__all__ = ["logged_names", "test_sets"]
 
 
 def test_sets(data: DataConfig, cache: Path) -> list[TestSet]:
@@ -23,11 +23,19 @@ def test_sets(data: DataConfig, cache: Path) -> list[TestSet]:
     Returns:
         Synthetic test sequences; for events the real recording too; source RGB sequences without an auxiliary modality.
     """
-
-    def render(split: Split, count: int) -> tuple[Sequence, ...]:
-        return tuple(sequences(split, count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache))
-
-    sets = [TestSet(name="synthetic test", sequences=render("target-test", data.test_sequences))]
+    sets = [TestSet(name="synthetic test", sequences=rendered(data, "target-test", cache))]
     if data.modality == "rgbe":
         sets.append(TestSet(name="DAVIS cars", sequences=tuple(davis_cars.load())))
-    return [*sets, TestSet(name="source RGB only", sequences=render("source-test", data.source_sequences), rgb_only=True)]
+    return [*sets, TestSet(name="source RGB only", sequences=rendered(data, "source-test", cache), rgb_only=True)]
+
+
+def logged_names(tests: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Figures of tests by the names that runs are compared by.
+
+    Args:
+        tests: measures by name, by test set.
+
+    Returns:
+        ``test/<set>/<measure>`` to value, with underscores for spaces.
+    """
+    return {f"test/{name.replace(' ', '_')}/{key}": value for name, figures in tests.items() for key, value in figures.items()}

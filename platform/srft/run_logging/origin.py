@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError, TrainConfig, to_flat
-from srft.run_logging.store import DIRECTORY, LINK, PARENT, children, client_of, first_line, store_errors, store_uri
+from srft.run_logging.store import DIRECTORY, PARENT, children, client_of, first_line, linked, store_errors, store_uri
 from srft.settings import from_flat
 
 if TYPE_CHECKING:
@@ -56,10 +55,7 @@ def find_origin(
         raise ConfigError("give one of --study, --run and --model")
     if trial is not None and not study:
         raise ConfigError("--trial is a number within a study: give --study, too, or --run alone")
-    link = Path(study) / LINK if study else None
-    about: dict[str, Any] = json.loads(link.read_text()) if link and link.exists() else {}
-    if study and not about and Path(study).exists():
-        raise ConfigError(f"{study} holds no logged study ({LINK} is missing); give the output directory of a sweep")
+    about = linked(study) if study else {}
     where = uri or about.get("store") or store_uri(out)
     client = client_of(where)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srft.config import ConfigError
-from srft.run_logging.store import LINK, TRIAL, children, client_of, first_line, store_errors, store_uri
+from srft.run_logging.store import LINK, TRIAL, children, client_of, first_line, linked, store_errors, store_uri
 
 
 def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> str:
@@ -106,13 +106,7 @@ def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Se
     Raises:
         ConfigError: there is no such study, or the store does not answer.
     """
-    link = Path(source) / LINK
-    if link.exists():
-        about = json.loads(link.read_text())
-    elif Path(source).exists():
-        raise ConfigError(f"{source} holds no logged study ({LINK} is missing); give the output directory of a sweep")
-    else:
-        about = {"store": store_uri(out, uri), "run_id": source}
+    about = linked(source) or {"store": store_uri(out, uri), "run_id": source}
     client = client_of(about["store"])
     found: list[LoggedTrial] = []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -127,6 +128,26 @@ def experiment_of(client: MlflowClient, name: str, out: Path, where: str) -> str
     if found.lifecycle_stage != "active":
         raise ConfigError(f"MLflow store {where}: experiment {name!r} was deleted there; restore it or give the study another name")
     return found.experiment_id
+
+
+def linked(study: str) -> dict[str, Any]:
+    """What a study's output directory says about its run.
+
+    Args:
+        study: output directory of a study, or the id of its MLflow run.
+
+    Returns:
+        Its store, experiment and run, see ``open_study``; empty for an id.
+
+    Raises:
+        ConfigError: the directory holds no logged study.
+    """
+    link = Path(study) / LINK
+    if link.exists():
+        return json.loads(link.read_text())
+    if Path(study).exists():
+        raise ConfigError(f"{study} holds no logged study ({LINK} is missing); give the output directory of a sweep")
+    return {}
 
 
 def children(client: MlflowClient, experiment_id: str, run_id: str) -> list[Any]:

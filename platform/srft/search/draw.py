@@ -17,16 +17,38 @@ from srft.search.space import Choice, Dimension, Integer, LogUniform, Point, Spa
 __all__ = ["Observation", "grid", "perturb", "propose", "random", "sobol"]
 
 
+ObservedState = Literal["finished", "stopped", "running", "failed"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What a trial showed, for :func:`propose`."""
 
     point: Mapping[str, Any]
-    state: Literal["finished", "stopped", "running", "failed"]
+    state: ObservedState
     values: tuple[float, ...] = ()
     """Of a finished trial: one per objective, larger is better."""
     curve: tuple[float, ...] = ()
     """First objective after each epoch."""
+
+    @staticmethod
+    def of(point: Mapping[str, Any], state: ObservedState, curve: Sequence[float], second: Sequence[float] | None = None) -> Observation:
+        """From what was measured after each epoch.
+
+        Args:
+            point: of the trial.
+            state: of the trial.
+            curve: first objective.
+            second: second objective, if there is one; epochs of which it is not known may be lacking at the end.
+
+        Returns:
+            The observation; a finished trial's values are those at the epoch that is best by the first objective.
+        """
+        values: tuple[float, ...] = ()
+        if state == "finished":
+            best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
+            values = (curve[best], *([second[best] if best < len(second) else math.nan] if second is not None else []))
+        return Observation(point=point, state=state, values=values, curve=tuple(curve))
 
 
 def random(space: Space, count: int, seed: int) -> list[Point]:

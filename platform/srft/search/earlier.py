@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from srft.config import ConfigError, TrainConfig, to_flat
+from srft.config import LAYOUT, ConfigError, TrainConfig, to_flat
 from srft.run_logging import LoggedTrial, logged_trials
 from srft.search.draw import Observation
 from srft.search.space import Choice, Dimension
@@ -19,8 +19,6 @@ from srft.settings import from_flat
 __all__ = ["observe", "read_earlier"]
 
 log = logging.getLogger(__name__)
-
-_APART = ("name", "seed", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers")
 
 
 def read_earlier(study: Study, sources: Iterable[str], *, out: Path, uri: str | None = None) -> tuple[Observation, ...]:
@@ -65,7 +63,7 @@ def observe(study: Study, trials: Iterable[LoggedTrial]) -> tuple[list[Observati
     Returns:
         The observations; and how many trials were left out, by the setting that was in the way.
     """
-    base = {key: str(value) for key, value in to_flat(study.base).items() if key not in _APART}
+    base = {key: str(value) for key, value in to_flat(study.base).items() if key not in (*LAYOUT, "seed")}
     found, differing = [], Counter[str]()
     for trial in trials:
         curve = trial.history.get(study.metric, ())
@@ -77,11 +75,8 @@ def observe(study: Study, trials: Iterable[LoggedTrial]) -> tuple[list[Observati
         if others:
             differing.update(others)
             continue
-        best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
-        second = trial.history.get(study.second, ()) if study.second else ()
-        values = (curve[best], *([second[best] if best < len(second) else math.nan] if study.second else []))
-        whole = trial.end == "finished"
-        found.append(Observation(point=point, state="finished" if whole else "stopped", values=values if whole else (), curve=tuple(curve)))
+        second = trial.history.get(study.second, ()) if study.second else None
+        found.append(Observation.of(point, "finished" if trial.end == "finished" else "stopped", curve, second))
     return found, differing
 
 

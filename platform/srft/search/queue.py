@@ -139,7 +139,7 @@ class Queue:
         last: list[int] = []
         drawn = [i for i in self._members() if i not in watch.failed]
         for bracket in range(study.brackets):
-            own = {i: self._curve(i) for i in drawn if i % study.brackets == bracket}
+            own = {i: watch.curve(i, study.metric) for i in drawn if i % study.brackets == bracket}
             if own:
                 found += promotable(own, self._rungs(next(iter(own))), reduction=study.reduction)
             if not any(len(curve) == watch.total_epochs(i) for i, curve in own.items()):
@@ -147,9 +147,6 @@ class Queue:
                 last += sorted(paused, key=lambda i: (-len(own[i]), -np.nanmax([-math.inf, *own[i]]), i))[:1]
         free = [i for i in found if i not in self._out and i not in watch.over]
         return free if free or self._out or self._waiting or self._more() else [i for i in last if i not in watch.over]
-
-    def _curve(self, index: int) -> list[float]:
-        return [metrics.get(self.study.metric, math.nan) for metrics in self.watch.metrics.get(index, ())]
 
     def _more(self) -> bool:
         if self.study.search == "tpe":

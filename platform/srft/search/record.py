@@ -20,8 +20,8 @@ from srft.settings import from_flat
 from srft.training import checkpoint
 
 __all__ = [
-    "StudyRecord", "TrialResult", "TrialState", "best", "claim", "forget_end", "known_trials", "read_study", "record_end", "record_trials",
-    "results", "trial_directory",
+    "StudyRecord", "TrialResult", "TrialState", "best", "claim", "forget_end", "read_study", "record_end", "record_trials",
+    "trial_directory",
 ]  # fmt: skip
 
 TrialState = Literal["pending", "running", "finished", "stopped", "failed"]
@@ -137,34 +137,6 @@ class StudyRecord:
     """Of the trials drawn so far, by index."""
 
 
-def known_trials(study: Study, directory: Path) -> list[Trial]:
-    """The trials of a study that were drawn so far.
-
-    Args:
-        study: the study.
-        directory: of the study, claimed.
-
-    Returns:
-        By index.
-    """
-    return [result.trial for result in read_study(directory).results] if (directory / _STUDY).exists() else study.trials()
-
-
-def results(study: Study, directory: Path) -> list[TrialResult]:
-    """What each trial of a study has come to, read from its directory.
-
-    Args:
-        study: the study.
-        directory: of the study.
-
-    Returns:
-        One per trial that was drawn so far, by index.
-    """
-    if (directory / _STUDY).exists():
-        return list(read_study(directory).results)
-    return [_result(trial, trial_directory(directory, trial), study.metric) for trial in study.trials()]
-
-
 def read_study(directory: Path) -> StudyRecord:
     """A study from its directory alone.
 
@@ -210,7 +182,7 @@ def _result(trial: Trial, home: Path, metric: str) -> TrialResult:
     return TrialResult(trial=trial, directory=home, history=history, score=max(values, default=math.nan), **end)
 
 
-def best(found: list[TrialResult], metric: str = "", second: str = "") -> TrialResult:
+def best(found: Sequence[TrialResult], metric: str = "", second: str = "") -> TrialResult:
     """The trial with the highest score, the first of equals; of two measures the highest sum, which is on their front.
 
     Args:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError
 from srft.search.queue import Queue
-from srft.search.record import TrialResult, claim, read_study, results, trial_directory
+from srft.search.record import TrialResult, claim, read_study, trial_directory
 from srft.search.study import Study
 from srft.search.watch import Progress, TrialLog, Watch
 from srft.training import checkpoint
@@ -71,7 +71,7 @@ def run_study(
     directory = directory.resolve()
     claim(study, directory, resume=True)
     record = read_study(directory)
-    watch = Watch(study, directory, trial_log, on_progress, list(record.results))
+    watch = Watch(study, directory, trial_log, on_progress, record.results)
     queue = Queue(study, directory, watch, record.generation)
     if queue:
         with cluster(dashboard=study.base.workers > 1), _interruptible():
@@ -84,7 +84,7 @@ def run_study(
         raise StudyFailed(f"study {study.name} ended: {queue.closed}; put that right and resume the study")
     if queue.closed:
         log.warning("study %s ended: %s; resume it with a larger budget to go on", study.name, queue.closed)
-    return results(study, directory)
+    return list(read_study(directory).results)
 
 
 def _tune(study: Study, entry: Entry, directory: Path, watch: Watch, queue: Queue, concurrent: int) -> None:

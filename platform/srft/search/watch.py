@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -67,7 +67,7 @@ class Watch:
         directory: Path,
         trial_log: TrialLog | None,
         on_progress: Callable[[Progress], None] | None,
-        done: list[TrialResult],
+        done: Sequence[TrialResult],
     ) -> None:
         """Take up what earlier sessions left.
 
@@ -223,17 +223,24 @@ class Watch:
         """
         found = []
         for index, trial in self.trials.items():
-            curve = tuple(metrics.get(self.study.metric, math.nan) for metrics in self.metrics.get(index, ()))
-            values: tuple[float, ...] = ()
+            curve = self.curve(index, self.study.metric)
             whole = index in self.over and len(curve) >= self.total_epochs(index)
-            if whole:
-                best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
-                seconds = [self.metrics[index][best].get(self.study.second, math.nan)] if self.study.second else []
-                values = (curve[best], *seconds)
             resting = index in self.over or (index not in self._running and bool(curve))
             state = "failed" if index in self.failed else "finished" if whole else "stopped" if resting else "running"
-            found.append(Observation(point=trial.point, state=state, values=values, curve=curve))
+            found.append(Observation.of(trial.point, state, curve, self.curve(index, self.study.second) if self.study.second else None))
         return found
+
+    def curve(self, index: int, metric: str) -> list[float]:
+        """A measure after each epoch of a trial.
+
+        Args:
+            index: of the trial.
+            metric: its name.
+
+        Returns:
+            Values, not-a-number where there is none.
+        """
+        return [metrics.get(metric, math.nan) for metrics in self.metrics.get(index, ())]
 
     def _tell(self, index: int, state: TrialState) -> None:
         if not self.on_progress:

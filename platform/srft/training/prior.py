@@ -29,7 +29,7 @@ from srft.model.tracker import MultiModalTracker
 from srft.training.worker import Worker
 
 log = logging.getLogger(__name__)
-_SOURCE_SEQUENCES = 32
+SOURCE_SEQUENCES = 32
 _USUAL_RANK = 64
 _ESTIMATORS: dict[PriorEstimator, Callable[..., PriorSensitivity]] = {
     "exact": estimate_prior,
@@ -55,7 +55,7 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
     srft, data = config.srft, config.data
     rank, diagonal = max(_USUAL_RANK, srft.rank) if rank is None else rank, wants_diagonal(config)
     freeze_head = config.tracker.freeze_head and what_trains(config.paradigm)[0] != "head"
-    drawn = [FORMAT, WORLD_VERSION, _SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
+    drawn = [FORMAT, WORLD_VERSION, SOURCE_SEQUENCES, data.length, data.max_gap, data.center_jitter, data.scale_jitter, freeze_head]
     if data.source_benchmark:
         drawn += [data.source_benchmark, data.source_root]
     kind = f"{srft.estimator}-{srft.fisher}{'-diagonal' if diagonal else ''}"
@@ -64,8 +64,8 @@ def source_prior(config: TrainConfig, cache: Path, *, rank: int | None = None, w
     worker = worker or Worker()
     if worker.gather(path.exists())[0]:
         return load_prior(path, base_hash=identity)
-    train = source_training(data, _SOURCE_SEQUENCES, cache)
-    pairs = _SourcePairs(single, train, config, worker)
+    train = source_training(data, SOURCE_SEQUENCES, cache)
+    pairs = SourcePairs(single, train, config, worker)
     trainable = select_trainable(single, "full", freeze_head=freeze_head)
     parameters = dict(single.named_parameters())
     log.info("estimating the prior sensitivity from %d source pairs", srft.fisher_samples)
@@ -138,10 +138,18 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
     return prior.carried(two_stream_sources(network.arch.fusion_after, names))
 
 
-class _SourcePairs:
+class SourcePairs:
     """A worker's share of the pairs that a prior is estimated from, the same each time; one at a time in memory."""
 
     def __init__(self, network: MultiModalTracker, train: tuple[Sequence, ...], config: TrainConfig, worker: Worker) -> None:
+        """Prepare.
+
+        Args:
+            network: whose crops are wanted.
+            train: source sequences, see :func:`srft.data.domain.source_training`; those that no pair can be drawn from are left out.
+            config: the run.
+            worker: which share.
+        """
         self.share = range(worker.rank, config.srft.fisher_samples, worker.world_size)
         self.sampler = PairSampler(
             sequences=tuple(s for s in train if s.shortest_gap <= config.data.max_gap),
