@@ -21,33 +21,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
 from leaderboard import Board, say
 from paradigms_cells import Cell, cells_of, identity
+from paradigms_measures import chunked, pair_success, tests
 from srft.config import DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
-from srft.data.pairs import PairSampler, collate
-from srft.data.sequence import Sequence
-from srft.data.synthetic import Split, sequences
-from srft.evaluation.follow import track_sequences
-from srft.evaluation.metrics import iou, measure, success_curve
+from srft.data.pairs import PairSampler
 from srft.files import environment, git_commit, write_json
 from srft.model.pretrained import load_tracker
-from srft.model.tracker import MultiModalTracker
 from srft.search.record import claim
 from srft.search.space import Space
 from srft.search.study import Study
 from srft.training import checkpoint
 from srft.training.epoch import EpochReport
-from srft.training.step import prepare, run, tuned_tracker
+from srft.training.step import fine_tune, prepare, tuned_tracker
 from srft.training.worker import Worker
 
 LENGTH = 16
 """Frames per sequence."""
-CHUNK = 64
-"""Pairs that go through the network at once in a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +55,8 @@ class Paradigms:
     """Draws of objects, backgrounds, motion, pairs and batch order."""
     methods: tuple[str, ...] = ()
     """Families of methods, in the order in which they are run; all when empty."""
+    settings: int = 0
+    """The first so many settings of each family; 0: all."""
     steps: int = 160
     """Optimizer steps of every run."""
     batch: int = 8
@@ -102,85 +97,6 @@ def base_of(session: Paradigms, modality: Modality) -> TrainConfig:
     )
 
 
-def rendered(data: DataConfig, split: Split, count: int, first: int, cache: Path) -> tuple[Sequence, ...]:
-    """Some sequences of a split in which the target can be measured.
-
-    Args:
-        data: world, length and modality.
-        split: which objects and backgrounds.
-        count: how many.
-        first: index of the first.
-        cache: folder of rendered sequences.
-
-    Returns:
-        The sequences; those of which no pair can be drawn are left out.
-    """
-    found = sequences(split, first + count, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache)[first:]
-    return tuple(s for s in found if s.shortest_gap <= data.max_gap)
-
-
-@torch.inference_mode()
-def pair_success(network: MultiModalTracker, found: tuple[Sequence, ...], data: DataConfig, each: int, *, rgb_only: bool) -> np.ndarray:
-    """Success on drawn pairs: one look from a template in a shifted search region, without what tracking adds to it.
-
-    Args:
-        network: in eval mode.
-        found: sequences to draw from.
-        data: how pairs are drawn.
-        each: pairs of each sequence.
-        rgb_only: leave the auxiliary channels out.
-
-    Returns:
-        ``[S]`` success AUC of each sequence.
-    """
-    plain = dataclasses.replace(data, pool=0)
-    samplers = [PairSampler.of((s,), network.arch, plain, seed=i) for i, s in enumerate(found)]
-    keys = [(i, n) for i in range(len(found)) for n in range(each)]
-    overlaps = []
-    for start in range(0, len(keys), CHUNK):
-        batch = collate([samplers[i].pair(0, n) for i, n in keys[start : start + CHUNK]])
-        channels = 3 if rgb_only else batch.search.shape[1]
-        boxes = network(batch.template[:, :channels], batch.search[:, :channels]).boxes
-        corner = [torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1).double().numpy() for b in (boxes, batch.boxes)]
-        overlaps.append(iou(*corner))
-    return np.array([success_curve(part).mean() for part in np.concatenate(overlaps).reshape(len(found), each)])
-
-
-def tests(network: MultiModalTracker, data: DataConfig, pairs: int, cache: Path) -> dict[str, Any]:
-    """Everything that a tuned tracker is measured by.
-
-    Args:
-        network: the tracker.
-        data: the run's data settings.
-        pairs: target pairs of the test.
-        cache: folder of rendered sequences.
-
-    Returns:
-        Means by name, fractions of 1, and ``per_sequence`` lists of the same.
-    """
-    network.eval()
-    count, held_out = data.test_sequences, data.source_sequences
-    each = max(1, -(-pairs // count))
-    figures: dict[str, Any] = {}
-    lists: dict[str, list[float]] = {}
-    wanted: tuple[tuple[str, Split, int, int, int], ...] = (
-        ("test", "target-test", count, 0, each),
-        ("source", "source-test", count, held_out, -(-each // 2)),
-        ("val", "target-val", 32, 0, -(-each // 2)),
-        ("val_source", "source-test", 32, held_out + count, -(-each // 2)),
-    )
-    for name, split, number, first, draws in wanted:
-        found = rendered(data, split, min(number, count), first, cache)
-        rgb_only = split.startswith("source")
-        lists[f"{name}/pair_auc"] = pair_success(network, found, data, draws, rgb_only=rgb_only).tolist()
-        if name in ("test", "source"):
-            tracked = track_sequences(network, found, rgb_only=rgb_only)
-            measures = measure([(t.boxes, s.boxes, s.absent) for t, s in zip(tracked, found, strict=True)])
-            lists[f"{name}/online_auc"] = measures.per_sequence.tolist()
-            figures[f"{name}/online_precision"] = measures.precision_20
-    return figures | {name: float(np.mean(values)) for name, values in lists.items()} | {"per_sequence": lists}
-
-
 def run_cell(
     config: TrainConfig,
     *,
@@ -217,20 +133,17 @@ def run_cell(
         reports.append(dataclasses.asdict(epoch))
         on_epoch(epoch)
 
-    last = run(config, cache=cache, directory=directory, worker=worker, on_epoch=report, resume=resume)
+    domain, prior = prepare(config, cache, worker)
+    last = fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=report, resume=resume)
     trained = time.monotonic()
     newest = checkpoint.latest(directory)
     if newest is None:
         raise ValueError(f"{directory}: the run of {config.name} left no checkpoint")
-    network = tuned_tracker(newest)
+    network = tuned_tracker(newest).to(worker.device)
     figures = tests(network, config.data, pairs, cache)
-    domain, _ = prepare(dataclasses.replace(config, paradigm="full"), cache)
     sampler = PairSampler.of(domain.train, network.arch, config.data, seed=config.seed)
-    with torch.inference_mode():
-        shown = collate([sampler.pair(0, n) for n in range(min(512, pairs))])
-        found = [network(shown.template[i : i + CHUNK], shown.search[i : i + CHUNK]).boxes for i in range(0, len(shown.boxes), CHUNK)]
-    corner = [torch.cat([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1).double().numpy() for b in (torch.cat(found), shown.boxes)]
-    figures["train/pair_auc"] = float(success_curve(iou(*corner)).mean())
+    seen = min(512, pairs)
+    figures["train/pair_auc"] = float(pair_success(network, chunked(sampler.pair(0, n) for n in range(seen)), seen)[0])
     write_json(
         out / f"{identity(config)}.json",
         {
@@ -266,11 +179,43 @@ def untuned(session: Paradigms, modality: Modality, out: Path, cache: Path) -> N
         path = out / f"{name}-{modality}.json"
         if path.exists():
             continue
-        network = load_tracker(base.tracker.pretrained, streams=streams)
+        network = load_tracker(base.tracker.pretrained, streams=streams).to(Worker().device)
         if streams == 1:  # Shown what it can see.
             base = dataclasses.replace(base, data=dataclasses.replace(base.data, modality="rgb"))
         figures = tests(network, base.data, session.test_pairs, cache)
         write_json(path, {"cell": [modality, "0", "0", name, ""], "config": to_flat(base), "measures": figures, "history": []})
+
+
+def unfinished(session: Paradigms) -> tuple[Paradigms, list[Cell]]:
+    """What is left to do, which is said.
+
+    Args:
+        session: the settings.
+
+    Returns:
+        The settings, of a quick session made small, with an absolute output directory, in which a folder of cells is; and its cells
+        that are not finished.
+    """
+    if session.quick:
+        changed = {
+            "sizes": (64,),
+            "seeds": 1,
+            "methods": ("fft", "penalty"),
+            "settings": 1,
+            "steps": 8,
+            "test_sequences": 4,
+            "test_pairs": 16,
+        }
+        session = dataclasses.replace(session, **changed, fisher_samples=16)
+        session = dataclasses.replace(session, out=Path("outputs/paradigms_quick") if session.out == Paradigms.out else session.out)
+    session = dataclasses.replace(session, out=session.out.resolve())
+    finished = session.out / "cells"
+    finished.mkdir(parents=True, exist_ok=True)
+    base = functools.partial(base_of, session)
+    cells = cells_of(session.modality, session.sizes, session.seeds, session.methods, base, settings=session.settings)
+    missing = [cell for cell in cells if not (finished / f"{identity(cell.config)}.json").exists()]
+    say(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished, in {session.out}")
+    return session, missing
 
 
 def batches(found: list[Cell], size: int) -> Iterator[list[Cell]]:
@@ -293,19 +238,9 @@ def main(session: Paradigms) -> None:
     Args:
         session: the settings.
     """
-    if session.quick:
-        changed = {"sizes": (64,), "seeds": 1, "methods": ("fft", "penalty"), "steps": 8, "test_sequences": 4, "test_pairs": 16}
-        session = dataclasses.replace(session, **changed, fisher_samples=16)
-        session = dataclasses.replace(session, out=Path("outputs/paradigms_quick") if session.out == Paradigms.out else session.out)
-    out = session.out.resolve()
-    cells, cache = out / "cells", out / "cache"
-    cells.mkdir(parents=True, exist_ok=True)
+    session, missing = unfinished(session)
+    cells, cache = session.out / "cells", session.out / "cache"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    wanted = cells_of(
-        session.modality, session.sizes, session.seeds, session.methods, lambda modality: base_of(session, modality), few=session.quick
-    )
-    missing = [cell for cell in wanted if not (cells / f"{identity(cell.config)}.json").exists()]
-    say(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished, in {out}")
     started = time.monotonic()
     for modality in session.modality:
         untuned(session, modality, cells, cache)
@@ -333,7 +268,7 @@ def main(session: Paradigms) -> None:
             max_concurrent=min(session.concurrent, len(part)),
             max_hours=max(1e-3, session.hours - (time.monotonic() - started) / 3600) if session.hours else 0.0,
         )
-        home = out / "sessions" / f"{time.time_ns():x}"
+        home = session.out / "sessions" / f"{time.time_ns():x}"
         claim(study, home, resume=False)
         named = {i: cell.config for i, cell in enumerate(part)}
         with (

@@ -126,7 +126,7 @@ def cells_of(
     methods: Sequence[str],
     base: Callable[[Modality], TrainConfig],
     *,
-    few: bool = False,
+    settings: int = 0,
 ) -> list[Cell]:
     """All cells, the most informative first: modality by modality; first settings of the first families, three seeds, small sizes.
 
@@ -136,7 +136,7 @@ def cells_of(
         seeds: how many.
         methods: families; all when empty.
         base: what all cells of a modality have in common.
-        few: the first setting of each family only.
+        settings: the first so many of each family; 0: all.
 
     Returns:
         The cells.
@@ -153,7 +153,7 @@ def cells_of(
             for s, (setting, point) in enumerate(METHODS[method].items()):
                 for z, size in enumerate(sizes):
                     for seed in range(seeds):
-                        if few and s:
+                        if settings and s >= settings:
                             continue
                         order = (m, z > 1, method not in FIRST, seed >= 3, z, s > 1, seed, s)
                         found.append((order, _cell(common, modality, size, seed, method, setting, point)))

@@ -18,6 +18,7 @@ import tyro
 
 from leaderboard import table
 from srft.files import write_text
+from srft.search.compare import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,8 +167,7 @@ def front(points: list[tuple[float, float]]) -> list[int]:
     Returns:
         Their indices, by the first measure.
     """
-    kept = [i for i, (x, y) in enumerate(points) if not any((a >= x and b >= y and (a > x or b > y)) for a, b in points)]
-    return sorted(kept, key=lambda i: points[i])
+    return sorted(np.flatnonzero(pareto_front(np.array(points))).tolist(), key=lambda i: points[i])
 
 
 def tables(rows: list[Row]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from paradigms import pair_success
+from paradigms_measures import looks, pair_success
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
 from srft.training.step import fine_tune, prepare, tuned_tracker
 
@@ -26,7 +26,7 @@ def test_srft_keeps_more_of_the_source_than_full_fine_tuning_at_an_equal_rate(tm
             few = dataclasses.replace(domain, source=domain.source[:1])
             fine_tune(config, few, prior, directory=tmp_path / f"{paradigm}-{seed}")
             network = tuned_tracker(tmp_path / f"{paradigm}-{seed}" / "epoch_0000")
-            found.append(float(pair_success(network, domain.source, data, 6, rgb_only=True).mean()))
+            found.append(float(pair_success(network, looks(domain.source, network.arch, data, 6), 6, rgb_only=True).mean()))
     differences = [srft - full for srft, full in zip(kept["srft"], kept["full"], strict=True)]
     assert min(differences) > 0
     assert sum(differences) / 3 > 0.02

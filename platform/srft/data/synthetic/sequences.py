@@ -148,8 +148,9 @@ def sequences(
     modality: Modality = "rgbe",
     cache: Path | None = None,
     on_sequence: Callable[[], object] | None = None,
+    first: int = 0,
 ) -> list[Sequence]:
-    """Render, or read from the cache, the first sequences of a split.
+    """Render, or read from the cache, sequences of a split.
 
     Args:
         split: which objects, backgrounds and domain.
@@ -159,13 +160,14 @@ def sequences(
         modality: see :func:`record`.
         cache: folder for one ``.npz`` per sequence; None renders anew. A damaged file in it is a ValueError.
         on_sequence: called after each sequence.
+        first: index of the first.
 
     Returns:
         The sequences, in order.
     """
     out = []
     sensor = f"-{modality}" if split.startswith("target") and modality != "rgbe" else ""
-    for index in range(count):
+    for index in range(first, first + count):
         path = cache / f"{split}{sensor}-v{WORLD_VERSION}-w{seed}-l{length}-{index:04d}.npz" if cache else None
         if path and path.exists():
             out.append(_read(path, f"{split}-{index:04d}"))
