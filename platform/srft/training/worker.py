@@ -257,7 +257,7 @@ class LocalEnergies:
         mean = []
         for name in self._local:
             gradient = self._parameters[name].grad
-            flat = torch.zeros(1) if gradient is None else gradient.view(-1)
+            flat = torch.zeros(1, device=self._local[name].device) if gradient is None else gradient.view(-1)
             n = len(flat)
             mean.append(torch.linalg.vector_norm(flat[n * rank // world_size : n * (rank + 1) // world_size].float()).square())
         both = torch.stack([torch.stack(list(self._local.values())), torch.stack(mean)]).double().tolist()
