@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srft.method import sketch
 from srft.method.histogram import BINS, Histogram, bin_values, rank_table
-from srft.method.sketch import histogram_of, tensor_ranks
+from srft.method.sketch import histogram_of, histograms_of, rank_tables, tensor_ranks
 from srft.method.sparsity import (
     Energies,
     LocalExchange,
@@ -66,6 +67,25 @@ def test_bin_values_are_within_the_stated_error():
 def test_what_is_no_magnitude_is_refused_by_name(bad):
     with pytest.raises(ValueError, match=r"block\.weight: .*NaN or infinite"):
         histogram_of(torch.tensor([1.0, bad]), "block.weight")
+
+
+@pytest.mark.parametrize("most", [1 << 17, 64, 0])
+def test_tensors_counted_together_are_counted_as_alone(most, monkeypatch):
+    monkeypatch.setattr(sketch, "CHUNK", most)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"t{n}": torch.rand(n, generator=generator, dtype=torch.float64 if n % 2 else None) ** 9 for n in (0, 1, 7, 40, 300)}
+    tensors["zeros"], tensors["largest"] = torch.zeros(3), torch.tensor([torch.finfo(torch.float32).max, 1e-45])
+    found = histograms_of(tensors.items(), "size")
+    assert set(found) == set(tensors)
+    for name, values in tensors.items():
+        alone = histogram_of(values)
+        assert (found[name].first, found[name].counts.tolist()) == (alone.first, alone.counts.tolist()), name
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"size of bad: 1 of 2 values are|size of bad: 0 of 2 values are .* and 1 negative"):
+            histograms_of([*tensors.items(), ("bad", torch.tensor([1.0, bad]))], "size")
+    tables = {name: rank_table(histogram) for name, histogram in found.items()}
+    for name, ranks in rank_tables(tables, torch.device("cpu")).items():
+        assert torch.equal(ranks.lookup(tensors[name]), tensor_ranks(tables[name]).lookup(tensors[name]))
 
 
 @given(magnitudes, magnitudes, magnitudes)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from srft.config import Damped, SRFTConfig, TransferSource
 from srft.method.operation import Operation
-from srft.method.sketch import CHUNK, Scratch, TensorRanks
+from srft.method.sketch import CHUNK, GPU, Scratch, TensorRanks
 
 __all__ = ["AdamStep", "Bucket", "Damping", "Tangent", "average_two_steps", "buckets_of"]
 
 SMALL = CHUNK // 4
-"""Elements of an operation that is gathered with others."""
+"""Elements of an operation that is gathered with others on a CPU; on a GPU half of a bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,11 +237,12 @@ class Bucket:
             for scattered, whole in [(views, theta), *parts.values()]:
                 torch._foreach_copy_(scattered, list(whole.split(self.sizes)))
         if tangent.accumulate:
+            if earlier := [s.op.total for s in self.segments if s.a == 0 and s.op.total is not None]:
+                torch._foreach_zero_(earlier)
             for i, s in enumerate(self.segments):
                 directions = s.op.directions
                 if directions is not None:
-                    if s.a == 0 or s.op.total is None:
-                        s.op.total = directions.empty()
+                    s.op.total = directions.empty() if s.op.total is None else s.op.total
                     piece = pieces[i]
                     assert piece is not None
                     directions.accumulate(piece, theta[offsets[i] : offsets[i + 1]], s.op.total)
@@ -310,7 +311,8 @@ class _JoinedRanks:
             end = begin + len(table.ranks)
             rows.append((begin - table.first, begin, end - 1))
             begin = end
-        each = torch.tensor(rows, dtype=torch.int32).repeat_interleave(torch.tensor(sizes), 0).to(device)
+        counts = torch.tensor(sizes, device=device)
+        each = torch.tensor(rows, dtype=torch.int32, device=device).repeat_interleave(counts, 0, output_size=sum(sizes))
         return _JoinedRanks(torch.cat([table.ranks for table in tables]), *(column.contiguous() for column in each.unbind(1)))
 
     def affine(self, scale: float, shift: float) -> _JoinedRanks:
@@ -335,12 +337,13 @@ def buckets_of(operations: Iterable[tuple[Tensor, Operation]]) -> list[Bucket]:
     waiting: dict[Any, list[Segment]] = {}
     for parameter, op in operations:
         numel = op.where.stop - op.where.start
-        if numel > SMALL:
+        small, most = (SMALL, CHUNK) if parameter.device.type == "cpu" else (GPU * CHUNK // 2, GPU * CHUNK)
+        if numel > small:
             buckets += [Bucket([Segment(op, parameter, a, b)]) for a, b in op.ranges()]
         elif numel:
             key = op.has_prior, parameter.dtype, parameter.device
             together = waiting.setdefault(key, [])
-            if together and sum(s.b for s in together) + numel > CHUNK:
+            if together and sum(s.b for s in together) + numel > most:
                 buckets.append(Bucket(together))
                 together = waiting[key] = []
             together.append(Segment(op, parameter, 0, numel))

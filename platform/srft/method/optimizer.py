@@ -19,7 +19,7 @@ corrected for Adam's start), which have the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from srft.method.operation import Binding, Operation
 from srft.method.prior import PriorSensitivity
 from srft.method.schedule import AdaptiveWeight, prior_weight
 from srft.method.shards import local, shard_of, shard_values
-from srft.method.sketch import histogram_of, tensor_ranks
+from srft.method.sketch import histograms_of, rank_tables
 from srft.method.sparsity import MergedStatistics, Sketch
 from srft.method.term import TangentTerm
 
@@ -285,7 +285,10 @@ class SRFTAdamW(Optimizer):
         Returns:
             By group name; a parameter that never had a gradient counts no elements. NaN or infinite magnitudes are a ValueError.
         """
-        histograms = {}
+        return Sketch(histograms_of(self._magnitudes(rank, world_size), "second moment"))
+
+    def _magnitudes(self, rank: int, world_size: int) -> Iterator[tuple[str, Tensor]]:
+        # Of this worker's share, by group name.
         for group in self.param_groups:
             steps = self._steps([p for p in group["params"] if "step" in self.state.get(p, {})])
             for p in group["params"]:
@@ -295,14 +298,12 @@ class SRFTAdamW(Optimizer):
                     n = op.where.stop - op.where.start
                     share = slice(op.where.start + n * index // count, op.where.start + n * (index + 1) // count)
                     if not steps.get(p):
-                        magnitude = torch.zeros(0)
+                        yield op.group.name, torch.zeros(0, device=p.device)
                     elif self.srft.transfer == "two_step":
-                        magnitude = local(state["two_step"]).view(-1)[share].sqrt()
+                        yield op.group.name, local(state["two_step"]).view(-1)[share].sqrt()
                     else:
                         root = (1 - group["betas"][1] ** steps[p]) ** 0.5
-                        magnitude = local(state["exp_avg_sq"]).view(-1)[share].sqrt().mul_(1 / root)
-                    histograms[op.group.name] = histogram_of(magnitude, f"second moment of {op.group.name}")
-        return Sketch(histograms)
+                        yield op.group.name, local(state["exp_avg_sq"]).view(-1)[share].sqrt().mul_(1 / root)
 
     def set_statistics(self, statistics: MergedStatistics) -> None:
         """Use these ranks, and the weight that the adaptive schedule gives for them, from the next step on.
@@ -313,13 +314,15 @@ class SRFTAdamW(Optimizer):
         Raises:
             ValueError: a group is missing.
         """
-        for p, operations in self._term.operations.items():
-            for op in operations:
-                if op.group.name not in statistics.tables:
-                    raise ValueError(
-                        f"statistics of step {statistics.step} lack {op.group.name}; expected every group of the optimizer's parameters"
-                    )
-                op.ranks = tensor_ranks(statistics.tables[op.group.name], p.device)
+        for device in {p.device for p in self._term.operations}:
+            mine = [op for p, operations in self._term.operations.items() for op in operations if p.device == device]
+            if missing := [op.group.name for op in mine if op.group.name not in statistics.tables]:
+                raise ValueError(
+                    f"statistics of step {statistics.step} lack {missing[0]}; expected every group of the optimizer's parameters"
+                )
+            tables = rank_tables({op.group.name: statistics.tables[op.group.name] for op in mine}, device)
+            for op in mine:
+                op.ranks = tables[op.group.name]
         if self.srft.schedule == "adaptive":
             self.adaptive = self.adaptive.after(statistics, self.srft.kappa)
             self.param_groups[0]["adaptive"] = self.adaptive.state_dict()

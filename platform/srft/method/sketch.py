@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,10 +11,12 @@ from torch import Tensor
 from srft.method.histogram import BINS, MANTISSA_BITS, TABLE_BITS, Histogram, RankTable
 from srft.method.shards import local
 
-__all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "tensor_ranks"]
+__all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "histograms_of", "rank_tables", "tensor_ranks"]
 
 CHUNK = 1 << 17
 """Elements per pass on a CPU: temporaries stay in its cache, and a pass outweighs the calls that it takes."""
+GPU = 64
+"""How many times as much a pass takes on a GPU, where calls cost more and only memory limits it."""
 
 
 class Scratch:
@@ -41,7 +45,7 @@ class Scratch:
 
 
 def chunks(numel: int, device: torch.device, size: int = CHUNK) -> list[tuple[int, int]]:
-    """Ranges to work through: cache-sized on a CPU, 64 times as much on a GPU, where only memory limits them.
+    """Ranges to work through: cache-sized on a CPU, GPU times as much on a GPU.
 
     Args:
         numel: number of elements.
@@ -51,7 +55,7 @@ def chunks(numel: int, device: torch.device, size: int = CHUNK) -> list[tuple[in
     Returns:
         Pairs of start and stop.
     """
-    size = size if device.type == "cpu" else 64 * size
+    size = size if device.type == "cpu" else GPU * size
     return [(start, min(start + size, numel)) for start in range(0, numel, size)]
 
 
@@ -81,6 +85,51 @@ def histogram_of(magnitudes: Tensor, name: str = "tensor") -> Histogram:
             "lower the learning rate or clip gradients"
         )
     return Histogram.of_counts(torch.bincount(bits.sub_(low)).cpu().numpy(), low)
+
+
+def histograms_of(magnitudes: Iterable[tuple[str, Tensor]], what: str) -> dict[str, Histogram]:
+    """Count many tensors, small ones together: each count is a call or, on a GPU, a wait.
+
+    Args:
+        magnitudes: by name; see :func:`histogram_of`. Asked for one by one.
+        what: they are, for the error message, which :func:`histogram_of` gives.
+
+    Returns:
+        The same histograms, by name.
+    """
+    found: dict[str, Histogram] = {}
+    waiting: dict[str, Tensor] = {}
+
+    def count() -> None:
+        found.update(_counted_together(waiting, what))
+        waiting.clear()
+
+    for name, values in magnitudes:
+        values = local(values.detach()).reshape(-1)
+        most = CHUNK if values.device.type == "cpu" else GPU * CHUNK
+        if len(values) > most // 4:
+            found[name] = histogram_of(values, f"{what} of {name}")
+            continue
+        if waiting and (sum(map(len, waiting.values())) + len(values) > most or next(iter(waiting.values())).device != values.device):
+            count()
+        waiting[name] = values
+    count()
+    return found
+
+
+def _counted_together(magnitudes: Mapping[str, Tensor], what: str) -> dict[str, Histogram]:
+    # A row of counts for each, with a bin more at either end for what is no magnitude.
+    if not magnitudes:
+        return {}
+    sizes, width = [len(values) for values in magnitudes.values()], BINS + 2
+    joined = torch.cat([values.to(torch.float32) for values in magnitudes.values()])
+    bits = (joined.view(torch.int32) >> (23 - MANTISSA_BITS)).clamp_(-1, BINS)
+    rows = torch.arange(1, 1 + width * len(sizes), width, dtype=torch.int32, device=joined.device)
+    bits += rows.repeat_interleave(torch.tensor(sizes, device=joined.device), output_size=len(joined))
+    counts = torch.bincount(bits, minlength=width * len(sizes)).view(len(sizes), width).cpu().numpy()
+    if counts[:, [0, -1]].any():
+        return {name: histogram_of(values, f"{what} of {name}") for name, values in magnitudes.items()}
+    return {name: Histogram.of_counts(row[1:-1]) for name, row in zip(magnitudes, counts, strict=True)}
 
 
 class TensorRanks:
@@ -137,6 +186,21 @@ class TensorRanks:
             A new table.
         """
         return TensorRanks(self.first, self.ranks * scale + shift)
+
+
+def rank_tables(tables: Mapping[str, RankTable], device: torch.device) -> dict[str, TensorRanks]:
+    """Put many rank tables on a device, in one transfer.
+
+    Args:
+        tables: by name.
+        device: where magnitudes will be.
+
+    Returns:
+        The tables as tensors, by name.
+    """
+    joined = torch.from_numpy(np.concatenate([table.ranks for table in tables.values()])).to(device=device, dtype=torch.float32)
+    parts = joined.split([len(table.ranks) for table in tables.values()])
+    return {name: TensorRanks(table.first, part) for (name, table), part in zip(tables.items(), parts, strict=True)}
 
 
 def tensor_ranks(table: RankTable, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TensorRanks:
