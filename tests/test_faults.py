@@ -145,3 +145,64 @@ def test_everything_goes_wrong_once(tmp_path: Path, ray_cluster: Any) -> None:
     last = distributed.train(CONFIG, toy_entry, directory=tmp_path, resume=True)
     alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
     assert last.metrics["weight"] == pytest.approx(alone.metrics["weight"], rel=1e-5)
+
+
+def _train_two(directory: str, address: str) -> None:
+    # A driver, to be killed.
+    import ray
+
+    from srft.training.cluster import cluster
+
+    with cluster():
+        print("connected", ray.get_runtime_context().gcs_address == address, flush=True)
+        config = from_flat({"workers": 2}, CONFIG)
+        last = distributed.train(config, partial(toy_entry, pause=1.5), directory=Path(directory), resume=True, on_epoch=_say)
+        print("weight", last.metrics["weight"], flush=True)
+
+
+def _say(report: Any) -> None:
+    print("epoch", report.epoch, flush=True)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.parametrize("killed", ["controller", "driver"])
+def test_who_leads_the_workers_is_killed(killed: str, tmp_path: Path, ray_cluster: Any) -> None:
+    """A dead controller is replaced in the same call; after a dead driver nothing is left running, and --resume goes on."""
+    import ray
+    from ray._private import state as ray_state
+
+    def alive() -> dict[str, int]:
+        found = [a for a in ray_state.actors().values() if a["State"] not in ("DEAD",)]
+        return {a["ActorClassName"]: a["Pid"] for a in found if a["ActorClassName"] not in before}
+
+    before = {a["ActorClassName"] for a in ray_state.actors().values() if a["State"] != "DEAD"}
+    address, free = ray.get_runtime_context().gcs_address, ray.available_resources().get("CPU")
+    code = f"from tests.test_faults import _train_two; _train_two({str(tmp_path)!r}, {address!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)]), "RAY_ADDRESS": address}
+
+    def start() -> Any:
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    driver = start()
+    lines = []
+    for line in driver.stdout:
+        lines.append(line.split())
+        if lines[-1] == ["epoch", "1"]:
+            break
+    os.kill(alive()["TrainController"] if killed == "controller" else driver.pid, signal.SIGKILL)
+    lines += [line.split() for line in driver.stdout]
+    if killed == "driver":
+        assert driver.wait(60) == -signal.SIGKILL
+        deadline = time.monotonic() + 60
+        while (ray.available_resources().get("CPU") != free or alive()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not alive()
+        driver = start()
+        lines += [line.split() for line in driver.stdout]
+    assert driver.wait(60) == 0, lines
+    epochs = [int(line[1]) for line in lines if line[0] == "epoch"]
+    assert epochs == [0, 1, 2, 3, 4]
+    assert ray.available_resources().get("CPU") == free
+    alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
+    assert float(lines[-1][1]) == pytest.approx(alone.metrics["weight"], rel=1e-5)

@@ -88,12 +88,16 @@ def train(
         resume: go on from the directory's newest valid checkpoint; without it a directory that was used before is refused.
         until: epochs after which to end although there are more, to be resumed; 0 trains all.
         cpus_per_worker: cores, and threads, of each worker of several.
-        max_failures: how often the worker group is started again after a worker failed.
+        max_failures: how often the worker group is started again after a worker failed, or everything after the process that leads
+            the workers died.
         worker_timeout: seconds after which workers give up on one that hangs.
 
     Returns:
         The last epoch's report. SIGTERM or SIGINT, in the main thread, save a checkpoint and are then a KeyboardInterrupt; a second one is
         one at once.
+
+    Raises:
+        RuntimeError: the process that leads the workers died more than ``max_failures`` times.
     """
     directory = directory.resolve()
     report = on_epoch or (lambda _: None)
@@ -110,16 +114,32 @@ def train(
 
     check_resources(config, 1, cpus_per_worker=cpus_per_worker)
     home.claim(directory, config, resume=resume)
-    return _train_with_ray(
-        config,
-        entry,
-        directory=directory,
-        report=report,
-        until=until,
-        cpus_per_worker=cpus_per_worker,
-        max_failures=max_failures,
-        worker_timeout=worker_timeout,
-    )
+    newest = max((record["epoch"] for record in checkpoint.history(directory)), default=-1)
+
+    def once(epoch_report: EpochReport) -> None:
+        nonlocal newest
+        if epoch_report.epoch > newest:  # What is started again repeats the epoch it lost.
+            newest = epoch_report.epoch
+            report(epoch_report)
+
+    died = 0
+    while True:
+        try:
+            return _train_with_ray(
+                config,
+                entry,
+                directory=directory,
+                report=once,
+                until=until,
+                cpus_per_worker=cpus_per_worker,
+                max_failures=max_failures,
+                worker_timeout=worker_timeout,
+            )
+        except _ControllerDied as error:
+            died += 1
+            if died > max_failures:
+                raise RuntimeError(f"{directory}: the process that leads the workers died {died} times; --resume goes on") from error
+            log.warning("the process that leads the workers died; starting again from the newest checkpoint")
 
 
 def _train_with_ray(
@@ -134,6 +154,7 @@ def _train_with_ray(
     worker_timeout: float,
 ) -> EpochReport:
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import LoggingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
@@ -190,7 +211,6 @@ def _train_with_ray(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     announced = sparsity_actor.announce(directory, run_name)
     thread.start()
-    newest = max((record["epoch"] for record in checkpoint.history(directory)), default=-1)
     give_up = math.inf
     try:
         with _politely() as told:
@@ -207,18 +227,22 @@ def _train_with_ray(
                     if not running:
                         break
                     continue
-                if epoch_report.epoch > newest:  # A restarted worker group repeats the epoch it lost.
-                    newest = epoch_report.epoch
-                    report(epoch_report)
+                report(epoch_report)
     finally:
         announced.unlink(missing_ok=True)
         reports.shutdown(force=True)
         ray.kill(actor)
     last = outcome.get("error") or outcome["last"]
+    if isinstance(last, RayActorError):
+        raise _ControllerDied from last
     if isinstance(last, BaseException):
         raise last
     shutil.rmtree(storage, ignore_errors=True)
     return last
+
+
+class _ControllerDied(Exception):
+    """Ray Train's own process is gone, and its workers with it."""
 
 
 class _Enough(Exception):
