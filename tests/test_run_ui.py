@@ -7,12 +7,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,46 +16,11 @@ import pytest
 from srft.config import to_flat
 from srft.run_logging import compare_address, open_study, ui_command
 from srft.settings import from_flat
-from tests.conftest import free_ports, stop_group
+from tests.conftest import free_ports
+from tests.mlflow_server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.long
-
-
-@dataclass
-class Server:
-    """A UI that can be started and stopped."""
-
-    command: list[str]
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        fast = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, **fast, "PATH": path}
-        command = [*self.command, "--port", str(self.port), "--workers", "1"]
-        self.process = subprocess.Popen(
-            command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        pytest.fail(f"{command} did not answer within 180 s")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            stop_group(self.process)
-            self.process = None
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the program chromium, a browser")

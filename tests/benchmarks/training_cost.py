@@ -121,16 +121,16 @@ def measure_checkpoint() -> dict[str, Any]:
     }
 
 
-def _config(world: int, steps: int) -> Any:
+def _config(world: int, steps: int, batch: int = 64) -> Any:
     from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
 
     data = DataConfig(train_sequences=3, val_sequences=1, source_sequences=1, length=16)
-    optim = OptimConfig(batch_size=32, epochs=1, steps_per_epoch=steps)
+    optim = OptimConfig(batch_size=batch, epochs=2, steps_per_epoch=steps)
     return TrainConfig(name="cost", workers=world, data=data, optim=optim, srft=SRFTConfig(rank=0, damping_strength=0.5))
 
 
 def _epoch(config: Any, out: str, worker: Any) -> dict[str, float]:
-    """One epoch without validation, written by rank 0."""
+    """Two epochs without validation; figures of the second, written by rank 0."""
     from srft.data.domain import load_domain
     from srft.training.saving import Checkpointer
     from srft.training.step import build
@@ -139,7 +139,8 @@ def _epoch(config: Any, out: str, worker: Any) -> dict[str, float]:
     domain = dataclasses.replace(load_domain(config.data, Path(out) / "cache"), val=(), source=())
     training: Any = build(config, domain, None, worker, Checkpointer(Path(out), config, worker))
     training.validate = lambda domain: {}
-    metrics = training.run_epoch(0, domain)
+    training.run_epoch(0, domain)
+    metrics = training.run_epoch(1, domain)
     if worker.rank == 0:
         write_json(Path(out) / f"{config.workers}.json", metrics)
     return metrics
@@ -156,39 +157,65 @@ def _process(rank: int, world: int, port: int, steps: int, out: str) -> None:
     _epoch(config, out, worker)
 
 
+def _apart(rank: int, steps: int, batch: int, out: str) -> None:
+    from srft.training.step import Worker
+
+    folder = Path(out) / f"apart_{rank}"
+    folder.mkdir()
+    _epoch(_config(1, steps, batch), str(folder), Worker())
+
+
 def _entry(config: Any, *, directory: Path, worker: Any, on_epoch: Any, resume: bool, out: str) -> Any:
     from srft.training.epoch import EpochReport
 
     return EpochReport(epoch=0, step=config.optim.steps_per_epoch, metrics=_epoch(config, out, worker))
 
 
-def measure_ray(steps: int = 60) -> dict[str, Any]:
-    """The same loop on two workers of Ray Train and on two processes of a process group alone."""
+def _rate(path: Path) -> float:
+    return json.loads(path.read_text())["throughput/samples_per_s"]
+
+
+def measure_ray(steps: int = 30, rounds: int = 3) -> dict[str, Any]:
+    """The same loop on two workers of Ray Train and on two processes of a process group alone, by turns."""
     from torch import multiprocessing
 
     from srft.training.cluster import cluster
     from srft.training.distributed import train
 
-    found: dict[str, Any] = {"batch": 32, "steps": steps}
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_process, args=(2, 29612, steps, folder), nprocs=2)
-        found["samples_per_s_alone"] = json.loads((Path(folder) / "2.json").read_text())["throughput/samples_per_s"]
-        with cluster(dashboard=True):
-            report = train(_config(2, steps), functools.partial(_entry, out=folder), directory=Path(folder) / "run")
-        found["samples_per_s_ray"] = report.metrics["throughput/samples_per_s"]
-    return found | {"added": found["samples_per_s_alone"] / found["samples_per_s_ray"] - 1}
+    alone, with_ray = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(_process, args=(2, 29612, steps, folder), nprocs=2)
+            alone.append(_rate(Path(folder) / "2.json"))
+            with cluster(dashboard=True):
+                report = train(_config(2, steps), functools.partial(_entry, out=folder), directory=Path(folder) / "run")
+            with_ray.append(report.metrics["throughput/samples_per_s"])
+    added = statistics.median(alone) / statistics.median(with_ray) - 1
+    return {"batch": 64, "steps": steps, "samples_per_s_alone": alone, "samples_per_s_ray": with_ray, "added": added}
 
 
-def measure_scaling(steps: int = 20) -> dict[str, Any]:
-    """Samples per second of one and of two processes with one thread each, tiny, 32 pairs per step."""
+def measure_scaling(steps: int = 20, rounds: int = 3) -> dict[str, Any]:
+    """Samples per second of one and of two processes with one thread each, tiny, 64 pairs per step; and of two that know nothing of each
+    other and have half the batch each, which is what the machine could do."""
     from torch import multiprocessing
 
-    found: dict[str, Any] = {"batch": 32}
-    with tempfile.TemporaryDirectory() as folder:
-        for world in (1, 2):
-            multiprocessing.spawn(_process, args=(world, 29611, steps, folder), nprocs=world)
-            found[f"samples_per_s_{world}"] = json.loads((Path(folder) / f"{world}.json").read_text())["throughput/samples_per_s"]
-    return found | {"speed_up": found["samples_per_s_2"] / found["samples_per_s_1"]}
+    one, two, apart = [], [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for world, rates in ((1, one), (2, two)):
+                multiprocessing.spawn(_process, args=(world, 29611, steps, folder), nprocs=world)
+                rates.append(_rate(Path(folder) / f"{world}.json"))
+            multiprocessing.spawn(_apart, args=(steps, 32, folder), nprocs=2)
+            apart.append(sum(_rate(Path(folder) / f"apart_{rank}" / "1.json") for rank in range(2)))
+    middle = statistics.median
+    return {
+        "batch": 64,
+        "samples_per_s_1": one,
+        "samples_per_s_2": two,
+        "samples_per_s_2_apart": apart,
+        "speed_up": middle(two) / middle(one),
+        "speed_up_apart": middle(apart) / middle(one),
+    }
 
 
 def measure_actor(workers: int = 1000, clients: int = 2) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from srft.config import ConfigError
-from srft.files import git_commit
+from srft.files import environment, git_commit, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 LINK = "mlflow.json"
 PARENT, TRIAL, ATTEMPTS = "mlflow.parentRunId", "srft.trial_id", "srft.attempts"
@@ -217,3 +219,39 @@ def first_line(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def study_run(client: MlflowClient, experiment_id: str, out: Path, name: str, *, digest: str, where: str, params: Mapping[str, Any]) -> str:
+    """The run of a study: the one that its output directory is linked to, or a new one, linked.
+
+    Args:
+        client: of the store.
+        experiment_id: of the study's experiment.
+        out: output directory.
+        name: of the study.
+        digest: of the study.
+        where: address of the store.
+        params: of the study itself.
+
+    Returns:
+        The run's id. A store that does not answer is an error of :func:`store_errors`.
+    """
+    from mlflow.entities import Param
+
+    link = out / LINK
+    if link.exists():
+        known = json.loads(link.read_text())
+        if known["experiment_id"] == experiment_id and known["digest"] == digest and known["store"] == where:
+            try:
+                client.update_run(known["run_id"], status="RUNNING")
+                return known["run_id"]
+            except store_errors() as error:
+                if is_temporary(error):
+                    raise error
+                log.warning("MLflow run %s of this study is gone; starting another", known["run_id"])
+    tags = {"srft.role": "study", "srft.digest": digest, DIRECTORY: str(out), **source_tags()}
+    tags |= {f"srft.version.{key}": value for key, value in environment().items()}
+    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    write_json(link, {"store": where, "experiment_id": experiment_id, "run_id": run_id, "digest": digest})
+    return run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -14,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from srft.config import ConfigError, TrainConfig, to_flat
-from srft.files import environment, write_json
+from srft.files import write_json
 from srft.run_logging.inputs import Load, dataset_inputs
 from srft.run_logging.logged_model import log_model, register_version
 from srft.run_logging.store import (
     ATTEMPTS,
-    DIRECTORY,
     LINK,
     PARENT,
     TRIAL,
@@ -31,6 +31,7 @@ from srft.run_logging.store import (
     source_tags,
     store_errors,
     store_uri,
+    study_run,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 RunState = Literal["FINISHED", "FAILED", "KILLED"]
 _UNSENT = "unsent.jsonl"
 _LOAD_SECONDS = 10.0
+_AT_ONCE, _METRICS = 200, 1000  # Entries taken at once; a request holds no more metrics.
 
 
 @contextlib.contextmanager
@@ -72,7 +74,7 @@ def open_study(
     try:
         client = client_of(where)
         experiment_id = experiment_of(client, name, out, where)
-        run_id = _study_run(client, experiment_id, out, name, digest=digest, where=where, params=params or {})
+        run_id = study_run(client, experiment_id, out, name, digest=digest, where=where, params=params or {})
         study_log = StudyLog(client, experiment_id, run_id, trials, out=out, digest=digest)
     except store_errors() as error:
         raise ConfigError(
@@ -279,15 +281,17 @@ class StudyLog:
             self._spool.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        errors, pause = store_errors(), 1.0
+        errors, pause, alone = store_errors(), 1.0, 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._stop)
                 if self._stop:
                     return
-                entry = self._queue[0]
+                # A batch goes as one request for each run; should something in it be refused, one by one.
+                batch = itertools.takewhile(lambda entry: entry["do"] in ("epoch", "metrics"), self._queue)
+                entries = list(itertools.islice(batch, 1 if alone else _AT_ONCE)) or [self._queue[0]]
             try:
-                self._apply(entry)
+                self._apply(entries)
             except errors as error:
                 if is_temporary(error):
                     with self._changed:
@@ -298,20 +302,28 @@ class StudyLog:
                         self._changed.wait_for(lambda: self._stop, pause)
                     pause = min(2 * pause, 15.0)
                     continue
+                if len(entries) > 1:
+                    alone = len(entries)
+                    continue
                 log.error("MLflow refused an entry, which is dropped: %s", first_line(error))
-            pause = 1.0
+            pause, alone = 1.0, max(0, alone - 1)
             with self._changed:
-                self._queue.popleft()
+                for _ in entries:
+                    self._queue.popleft()
                 if self._away or self._spool.exists():
                     self._keep()
                 self._away = False
                 self._changed.notify_all()
 
-    def _apply(self, entry: dict[str, Any]) -> None:
-        from mlflow.entities import Metric, RunTag
+    def _apply(self, entries: list[dict[str, Any]]) -> None:
+        # Figures, or one entry of another kind.
+        from mlflow.entities import RunTag
 
         from srft.training.checkpoint import read_meta
 
+        entry = entries[0]
+        if entry["do"] in ("epoch", "metrics"):
+            return self._send_figures(entries)
         index = entry["trial"]
         run_id = self.run_id if index is None else self._run(index)
         tags = [RunTag(key, str(value)) for key, value in entry.get("tags", {}).items()]
@@ -319,15 +331,6 @@ class StudyLog:
             case "start":
                 self.client.update_run(run_id, status="RUNNING")
                 self.client.set_tag(run_id, ATTEMPTS, str(entry["attempt"]))
-            case "epoch":
-                epoch = entry["epoch"]
-                if epoch > self._newest.get(index, -1):
-                    values = {**entry["metrics"], "epoch": float(epoch)}
-                    self.client.log_batch(run_id, metrics=[Metric(key, value, entry["time"], epoch) for key, value in values.items()])
-                    self._newest[index] = epoch
-            case "metrics":
-                now, step = entry["time"], entry.get("step", 0)
-                self.client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in entry["metrics"].items()])
             case "tags":
                 self.client.log_batch(run_id, tags=tags)
             case "artifact":
@@ -342,6 +345,24 @@ class StudyLog:
             case "end":
                 self.client.log_batch(run_id, tags=tags)
                 self.client.set_terminated(run_id, entry["state"])
+
+    def _send_figures(self, entries: list[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        for index, mine in itertools.groupby(sorted(entries, key=_trial_of), key=_trial_of):
+            newest, metrics = self._newest.get(index, -1), []
+            for entry in mine:
+                values, step = entry["metrics"], entry.get("step", 0)
+                if entry["do"] == "epoch":
+                    if entry["epoch"] <= newest:
+                        continue
+                    newest = step = entry["epoch"]
+                    values = {**values, "epoch": float(step)}
+                metrics += [Metric(key, value, entry["time"], step) for key, value in values.items()]
+            run_id = self.run_id if index < 0 else self._run(index)
+            for start in range(0, len(metrics), _METRICS):
+                self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
+            self._newest[index] = newest
 
     def _run(self, index: int) -> str:
         if index not in self._runs:
@@ -363,29 +384,8 @@ class StudyLog:
         return run_id
 
 
-def _study_run(
-    client: MlflowClient, experiment_id: str, out: Path, name: str, *, digest: str, where: str, params: Mapping[str, Any]
-) -> str:
-    from mlflow.entities import Param
-    from mlflow.exceptions import MlflowException
-
-    link = out / LINK
-    if link.exists():
-        known = json.loads(link.read_text())
-        if known["experiment_id"] == experiment_id and known["digest"] == digest and known["store"] == where:
-            try:
-                client.update_run(known["run_id"], status="RUNNING")
-                return known["run_id"]
-            except MlflowException as error:
-                if is_temporary(error):
-                    raise
-                log.warning("MLflow run %s of this study is gone; starting another", known["run_id"])
-    tags = {"srft.role": "study", "srft.digest": digest, DIRECTORY: str(out), **source_tags()}
-    tags |= {f"srft.version.{key}": value for key, value in environment().items()}
-    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    write_json(link, {"store": where, "experiment_id": experiment_id, "run_id": run_id, "digest": digest})
-    return run_id
+def _trial_of(entry: dict[str, Any]) -> int:
+    return -1 if entry["trial"] is None else entry["trial"]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -126,6 +126,7 @@ def cluster(*, dashboard: bool = False) -> Iterator[str]:
         address = f"{ray.util.get_node_ip_address()}:{port}"
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
         ray.init(
+            address="local",  # Not the last cluster that was started here, of which Ray keeps a note although it may be gone.
             num_cpus=len(os.sched_getaffinity(0)),
             include_dashboard=dashboard,
             object_store_memory=256 * 2**20,
