@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srft.search.halving import promotable, rungs
+from srft.search.halving import expected_epochs, promotable, rungs
 
 
 def test_rungs() -> None:
@@ -22,6 +22,13 @@ def test_the_best_of_those_that_reached_a_rung_go_on() -> None:
     assert promotable({**curves, 4: [0.9, 0.1]}, [1, 2, 4], reduction=2) == [4, 1, 2]  # its best counts, also at the higher rung
     assert promotable(curves, [1, 2, 4], reduction=5) == [1]
     assert promotable({0: [0.5]}, [1], reduction=2) == []
+
+
+def test_epochs_that_halving_comes_to() -> None:
+    assert expected_epochs(16, 16, at=[1, 2, 4, 8], reduction=2) == 16 * 1 + 8 * 1 + 4 * 2 + 2 * 4 + 1 * 8
+    assert expected_epochs(3, 8, at=[1, 2], reduction=4) == 3 + 1 + 6  # one goes on to the end
+    assert expected_epochs(5, 4, at=[], reduction=2) == 20
+    assert expected_epochs(0, 4, at=[1], reduction=2) == 0
 
 
 @given(st.dictionaries(st.integers(0, 20), st.lists(st.floats(0, 1), max_size=5), max_size=12), st.integers(2, 4))

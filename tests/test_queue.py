@@ -97,6 +97,9 @@ def test_only_the_best_go_on_from_a_rung(tmp_path, changes):
     whole = [r for r in found if r.state == "finished"]
     assert min(found, key=lambda r: r.trial.point["srft.kappa"]) in whole  # the smallest is the best
     assert sum(len(r.history) for r in found) <= 0.5 * 8 * len(found)
+    ahead = Watch(study, tmp_path / "a", None, None, ())._epochs_left()  # what the progress display reckons with
+    assert ahead == pytest.approx(sum(len(r.history) for r in (fixed, *found)), rel=0.35)
+    assert Watch(study, tmp_path / "a", None, None, read_study(tmp_path / "a").results)._epochs_left() <= 0.35 * ahead
     reached = [sum(len(r.history) > rung for r in found if r.trial.index % study.brackets == 0) for rung in (0, 1, 2, 4)]
     assert reached[0] == len([r for r in found if r.trial.index % study.brackets == 0])
     assert (reached[-1] < reached[0]) if changes.keys() & {"reduction", "brackets"} else all(b <= 0.75 * a for a, b in pairwise(reached))

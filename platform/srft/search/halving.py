@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["promotable", "rungs"]
+__all__ = ["expected_epochs", "promotable", "rungs"]
 
 
 def rungs(total: int, *, grace: int, reduction: int, bracket: int = 0) -> list[int]:
@@ -48,3 +48,22 @@ def promotable(curves: Mapping[int, Sequence[float]], at: Sequence[int], *, redu
 
 def _best(values: Sequence[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=-math.inf)
+
+
+def expected_epochs(count: int, total: int, *, at: Sequence[int], reduction: int) -> int:
+    """What trials of a bracket come to if only the best go on from each rung.
+
+    Args:
+        count: trials.
+        total: epochs of a whole trial.
+        at: the bracket's rungs.
+        reduction: the best ``1 / reduction`` go on, at least one of them.
+
+    Returns:
+        Epochs of all of them.
+    """
+    epochs, before = 0, 0
+    for rung in [*at, total]:
+        epochs += count * (rung - before)
+        before, count = rung, max(min(count, 1), count // reduction)
+    return epochs

@@ -42,7 +42,6 @@ class Queue:
             generation: of a population, so far.
         """
         self.study, self.directory, self.watch, self.generation = study, directory, watch, generation
-        self._halving = study.early_stopping and not study.second and study.search != "pbt"
         self._out: set[int] = set()
         self._turns: dict[int, int] = {}
         waiting = [i for i in sorted(watch.trials) if i not in watch.over]
@@ -67,7 +66,7 @@ class Queue:
         self._close()
         if self.closed:
             return None
-        if not self._waiting or self._halving:
+        if not self._waiting or self.study.halving:
             self._waiting.extendleft(self._promoted()[:1])
         if not self._waiting:
             self._draw()
@@ -107,7 +106,7 @@ class Queue:
         """Nothing else is to train: trials that paused at a rung stay there, unless the study was closed before its end."""
         watch = self.watch
         for index in sorted(watch.trials):
-            if self._halving and not self.closed and index not in watch.over | watch.failed and self._between_turns(index):
+            if self.study.halving and not self.closed and index not in watch.over | watch.failed and self._between_turns(index):
                 watch.end(index, None)
 
     def _until(self, index: int) -> int:
@@ -125,14 +124,14 @@ class Queue:
 
     def _rungs(self, index: int) -> list[int]:
         study = self.study
-        if not self._halving or self.watch.trials[index].fixed:
+        if not self.study.halving or self.watch.trials[index].fixed:
             return []
         bracket = index % study.brackets
         return rungs(self.watch.total_epochs(index), grace=study.grace_epochs, reduction=study.reduction, bracket=bracket)
 
     def _promoted(self) -> list[int]:
         # Paused trials that may go on; once nothing else can, the best of each bracket, so that one of it is trained to the end.
-        if not self._halving:
+        if not self.study.halving:
             return []
         study, watch = self.study, self.watch
         found: list[int] = []

@@ -144,6 +144,11 @@ class Study:
                 raise ConfigError(f"{where}: num_samples is {self.num_samples}; expected at least 4, a population")
 
     @property
+    def halving(self) -> bool:
+        """Whether trials pause at rungs: not where two measures are searched, and not in a population, which pauses by itself."""
+        return self.early_stopping and not self.second and self.search != "pbt"
+
+    @property
     def size(self) -> int:
         """Number of trials, drawn yet or not."""
         return len(self.fixed) + (len(draw.grid(self.space, self.levels)) if self.search == "grid" else self.num_samples)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from srft.files import write_json
 from srft.search.draw import Observation
+from srft.search.halving import expected_epochs, rungs
 from srft.search.record import TrialResult, TrialState, record_end, trial_directory
 from srft.search.study import Study, Trial
 
@@ -245,10 +246,7 @@ class Watch:
     def _tell(self, index: int, state: TrialState) -> None:
         if not self.on_progress:
             return
-        ended, usual = self.over | self.failed, self.study.base.optim.epochs
-        left = sum(max(0, self.total_epochs(i) - self.epochs(i)) for i in self.trials if i not in ended)
-        left += usual * (self.study.size - len(self.trials))
-        here = self._epochs_here
+        ended, here, left = self.over | self.failed, self._epochs_here, self._epochs_left()
         self.on_progress(
             Progress(
                 trial=self.trials[index],
@@ -261,3 +259,16 @@ class Watch:
                 eta=(time.monotonic() - self._first_epoch) / (here - 1) * left if here > 1 else math.nan,
             )
         )
+
+    def _epochs_left(self) -> int:
+        # Of trials that pause at rungs as many as halving comes to; of the others all that they lack.
+        study, usual, ended = self.study, self.study.base.optim.epochs, self.over | self.failed
+        paused = range(len(study.fixed), study.size) if study.halving else range(0)
+        whole = [i for i in range(study.size) if i not in paused and i not in ended]
+        left = sum(max(0, self.total_epochs(i) - self.epochs(i)) if i in self.trials else usual for i in whole)
+        for bracket in range(study.brackets if study.halving else 0):
+            members = [i for i in paused if i % study.brackets == bracket]
+            at = rungs(usual, grace=study.grace_epochs, reduction=study.reduction, bracket=bracket)
+            expected = expected_epochs(len(members), usual, at=at, reduction=study.reduction)
+            left += max(0, expected - sum(self.epochs(i) for i in members))
+        return left
