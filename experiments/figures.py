@@ -1,7 +1,7 @@
 """The method's pictures, drawn from two finished runs: full fine-tuning, and SRFT on the same data. The same runs give the same pictures.
 
     uv run srft train --out outputs/full --set paradigm=full data.pool=64 optim.lr=6e-4
-    uv run srft train --out outputs/srft --set data.pool=64 optim.lr=6e-4
+    uv run srft train --out outputs/srft --set paradigm=srft data.pool=64 optim.lr=6e-4
     uv run experiments/figures.py --full outputs/full --srft outputs/srft      # minutes; experiments/results/figure_*.png
 
 * ``figure_prior.png``: how sensitive the pre-trained tracker is to each operation of each block.
@@ -106,7 +106,7 @@ def prior_sensitivity(config: TrainConfig, cache: Path) -> dict[str, float]:
     Returns:
         By group name.
     """
-    prior = source_prior(config, cache)
+    prior = source_prior(config, cache).truncated(config.srft.rank)
     return {name: float(group.kept_measure().mean()) for name, group in prior.groups.items()}
 
 
