@@ -154,6 +154,7 @@ def run_cell(
             "train_seconds": trained - started,
             "seconds": time.monotonic() - started,
             "commit": git_commit(),
+            "device": torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else "CPU",
             "environment": environment(),
         },
     )

@@ -63,6 +63,7 @@ class Row:
     history: list[dict[str, float]]
     seconds: float
     commit: str
+    device: str = ""
 
     @property
     def gap(self) -> float:
@@ -102,7 +103,8 @@ def read_rows(folder: Path) -> list[Row]:
                 per_sequence=lists,
                 history=found["history"],
                 seconds=found.get("train_seconds", 0.0),
-                commit=found.get("commit", ""),
+                commit=found.get("commit") or "",
+                device=found.get("device", ""),
             )
         )
     if not rows:
@@ -247,12 +249,12 @@ def as_csv(rows: list[Row]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["modality", "pairs", "seed", "method", "setting", *COLUMNS, "best_step", "train_seconds", "commit"])
+    writer.writerow(["modality", "pairs", "seed", "method", "setting", *COLUMNS, "best_step", "train_seconds", "device", "commit"])
     for r in rows:
         curve = [entry.get("val/success_auc", 0.0) for entry in r.history]
         step = int(r.history[int(np.argmax(curve))]["step"]) if curve else ""
         figures = [f"{r.measures[c]:.4f}" if c in r.measures else "" for c in COLUMNS]
-        writer.writerow([r.modality, r.size, r.seed, r.method, r.setting, *figures, step, f"{r.seconds:.1f}", r.commit])
+        writer.writerow([r.modality, r.size, r.seed, r.method, r.setting, *figures, step, f"{r.seconds:.1f}", r.device, r.commit])
     return text.getvalue()
 
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from paradigms import Paradigms, base_of
 from paradigms_cells import FIRST, METHODS, cells_of, identity
+from paradigms_gpu import OnOneGPU, main, renderings
+from paradigms_measures import parts
 from srft.config import TrainConfig
 
 
@@ -31,3 +36,33 @@ def test_a_part_of_the_study_names_known_methods() -> None:
     assert {cell.method for cell in cells_of(("rgbe",), (64,), 1, ("fft",), base)} == {"fft"}
     with pytest.raises(ValueError, match="methods: fff; expected some of fft"):
         cells_of(("rgbe",), (64,), 1, ("fff",), base)
+
+
+def test_what_chooses_and_what_judges_are_other_sequences() -> None:
+    data = base("rgbe").data
+    found = parts(data, 2048)
+    spans = {name: set(range(part.first, part.first + part.count)) for name, part in found.items()}
+    assert found["source"].split == found["val_source"].split == "source-test"
+    assert not spans["source"] & spans["val_source"]
+    assert not set(range(data.source_sequences)) & (spans["source"] | spans["val_source"])  # validated on while training
+    assert found["test"].split != found["val"].split
+    assert found["test"].count * found["test"].each >= 2048
+
+
+def test_every_sequence_is_rendered_once() -> None:
+    cells = cells_of(("rgbe", "rgbt"), (64, 192), 2, ("fft", "penalty"), base)
+    wanted = renderings(cells, Paradigms())
+    keys = [(data.modality, split, world, index) for data, split, world, index in wanted]
+    assert len(set(keys)) == len(keys)
+    train = [index for modality, split, world, index in keys if (modality, split, world) == ("rgbt", "target-train", 1001)]
+    assert train == list(range(24))
+
+
+@pytest.mark.long
+def test_cells_without_ray_and_mlflow(tmp_path: Path) -> None:
+    main(OnOneGPU(quick=True, processes=2, out=tmp_path))
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()]
+    assert {cell["cell"][3] for cell in cells} == {"fft", "penalty", "rgb", "zero-shot"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    main(OnOneGPU(quick=True, processes=1, out=tmp_path))
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
