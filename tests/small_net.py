@@ -110,8 +110,13 @@ def table_lookup(table):
     return lookup
 
 
-LAYOUTS = {"gathered": {}, "several buckets": {"kernel.CHUNK": 64}, "pieces": {"kernel.SMALL": 0, "tangent.CHUNK": 16}}
-"""Sizes that make a small network's operations share a bucket, fill several, or be worked through piece by piece."""
+LAYOUTS = {
+    "gathered": {},
+    "several buckets": {"kernel.CHUNK": 64},
+    "pieces": {"kernel.SMALL": 0, "tangent.CHUNK": 16},
+    "stacked": {"kernel.TOGETHER": True},
+}
+"""What makes a small network's operations share a bucket, fill several, be worked through in pieces, or side by side as on a GPU."""
 
 
 def lay_out(monkeypatch, layout):

@@ -38,6 +38,8 @@ from tests.small_net import (
         ("kronecker", "pieces"),
         ("kronecker", "gathered"),
         ("low rank and diagonal", "pieces"),
+        ("low rank and diagonal", "stacked"),
+        ("kronecker", "stacked"),
         ("kronecker and diagonal", "gathered"),
         ("diagonal alone", "several buckets"),
     ],

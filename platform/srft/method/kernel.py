@@ -17,11 +17,14 @@ from torch import Tensor
 from srft.config import Damped, SRFTConfig, TransferSource
 from srft.method.operation import Operation
 from srft.method.sketch import CHUNK, GPU, Scratch, TensorRanks
+from srft.method.tangent import stacks_of
 
 __all__ = ["AdamStep", "Bucket", "Damping", "Tangent", "average_two_steps", "buckets_of"]
 
 SMALL = CHUNK // 4
 """Elements of an operation that is gathered with others on a CPU; on a GPU half of a bucket."""
+TOGETHER = False
+"""Work on the eigenvectors of operations of one size together on a CPU, too, where it saves less than the memory costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +173,15 @@ class Bucket:
         Args:
             segments: of one type and device; several must be whole operations.
         """
+        if stacked := TOGETHER or segments[0].parameter.device.type != "cpu":
+            segments = sorted(segments, key=lambda s: s.b)
         self.segments = segments
         self.sizes = [s.b - s.a for s in segments]
         self.numel = sum(self.sizes)
         self.has_prior = segments[0].op.has_prior
+        whole = [s.op.directions if s.b - s.a == s.op.where.stop - s.op.where.start else None for s in segments]
+        self._stacks = stacks_of(whole, segments[0].parameter.dtype) if stacked else {}
+        self._stacked = {i + j for i, stack in self._stacks.items() for j in range(stack.shape[0])}
         self._tables: tuple[list[TensorRanks], _JoinedRanks] | None = None
         ranks = [s.op.prior_ranks[s.a : s.b] for s in segments if s.op.prior_ranks is not None]
         self.prior_ranks = None if not ranks else ranks[0] if len(ranks) == 1 else torch.cat(ranks)
@@ -237,32 +245,47 @@ class Bucket:
             for scattered, whole in [(views, theta), *parts.values()]:
                 torch._foreach_copy_(scattered, list(whole.split(self.sizes)))
         if tangent.accumulate:
-            if earlier := [s.op.total for s in self.segments if s.a == 0 and s.op.total is not None]:
-                torch._foreach_zero_(earlier)
-            for i, s in enumerate(self.segments):
-                directions = s.op.directions
-                if directions is not None:
-                    s.op.total = directions.empty() if s.op.total is None else s.op.total
-                    piece = pieces[i]
-                    assert piece is not None
-                    directions.accumulate(piece, theta[offsets[i] : offsets[i + 1]], s.op.total)
+            self._accumulate(theta, offsets, pieces)
 
     def _regularize(self, g: Tensor, theta: Tensor, offsets: list[int], tangent: Tangent, scratch: Scratch) -> list[Tensor | None]:
-        # Adds the tangent-space term to the gradient; returns what was fetched of each segment's eigenvectors.
-        pieces: list[Tensor | None] = []
+        # Adds the tangent-space term to the gradient; returns what was fetched of the eigenvectors, of a stack at its first segment.
+        pieces: list[Tensor | None] = [None] * len(self.segments)
+        for i, stack in self._stacks.items():
+            prepared = [tangent.prepared[s.op] for s in self.segments[i : i + stack.shape[0]] if s.op in tangent.prepared]
+            if prepared or tangent.accumulate:
+                pieces[i] = whole = stack.fetch(scratch, str(i))
+                if prepared:
+                    stack.add(whole, prepared, g[offsets[i] : offsets[i + stack.shape[0]]])
         for i, s in enumerate(self.segments):
-            mine, piece = slice(offsets[i], offsets[i + 1]), None
+            mine = slice(offsets[i], offsets[i + 1])
             prepared = tangent.prepared.get(s.op)
-            if s.op.directions is not None and (prepared is not None or tangent.accumulate):
-                piece = s.op.directions.piece(s.a, s.b, scratch, slot=i)
+            if i not in self._stacked and s.op.directions is not None and (prepared is not None or tangent.accumulate):
+                pieces[i] = piece = s.op.directions.piece(s.a, s.b, scratch, slot=i)
                 if prepared is not None:
                     s.op.directions.add(piece, prepared, g[mine])
             if s.op.remainder is not None and tangent.penalty:
                 s.op.add_remainder(g[mine], theta[mine], s.a, s.b, tangent.penalty)
             if s.op.remainder is not None and tangent.projection:
                 s.op.shrink_by_remainder(g[mine], s.a, s.b, tangent.projection)
-            pieces.append(piece)
         return pieces
+
+    def _accumulate(self, theta: Tensor, offsets: list[int], pieces: list[Tensor | None]) -> None:
+        # V theta of the new values, from what was fetched.
+        for i, stack in self._stacks.items():
+            whole = pieces[i]
+            assert whole is not None
+            totals = stack.project(whole, theta[offsets[i] : offsets[i + stack.shape[0]]])
+            for s, total in zip(self.segments[i:], totals, strict=False):
+                s.op.total = total
+        alone = [(i, s) for i, s in enumerate(self.segments) if i not in self._stacked and s.op.directions is not None]
+        if earlier := [s.op.total for _, s in alone if s.a == 0 and s.op.total is not None]:
+            torch._foreach_zero_(earlier)
+        for i, s in alone:
+            directions, piece = s.op.directions, pieces[i]
+            assert directions is not None
+            assert piece is not None
+            s.op.total = directions.empty() if s.op.total is None else s.op.total
+            directions.accumulate(piece, theta[offsets[i] : offsets[i + 1]], s.op.total)
 
 
 def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], adam: AdamStep, damping: Damping, bucket: Bucket, scratch: Scratch) -> None:

@@ -7,6 +7,8 @@ computed in) once, then used for as much as is wanted: ``add`` puts ``V^T x`` on
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from srft.method.sketch import CHUNK, Scratch, chunks
 
-__all__ = ["Directions", "Kronecker", "LowRank", "coordinates"]
+__all__ = ["Directions", "Kronecker", "LowRank", "Stacked", "coordinates", "stacks_of"]
 
 
 class Directions(Protocol):
@@ -183,6 +185,80 @@ class LowRank:
             The same.
         """
         return total
+
+
+class Stacked:
+    """Eigenvectors of operations of one size, worked on together: on a GPU a call costs more than what it does for one of them."""
+
+    def __init__(self, members: Sequence[LowRank]) -> None:
+        """Keep the vectors, not a copy.
+
+        Args:
+            members: of the same K, n, and types.
+        """
+        self.members = members
+        self.shape = (len(members), *members[0].vectors.shape)
+        self.dtype = members[0].dtype
+
+    def fetch(self, scratch: Scratch, slot: str) -> Tensor:
+        """All eigenvectors, widened.
+
+        Args:
+            scratch: where they are put.
+            slot: what is fetched into different slots does not overlap.
+
+        Returns:
+            ``[S, K, n]``, valid until the next fetch into the slot.
+        """
+        count, rank, numel = self.shape
+        whole = scratch.take(f"stack {slot}", count * rank * numel, self.dtype, self.members[0].vectors.device).view(self.shape)
+        torch._foreach_copy_(list(whole.unbind()), [member.vectors for member in self.members])
+        return whole
+
+    def add(self, whole: Tensor, prepared: Sequence[Tensor], target: Tensor) -> None:
+        """Add each operation's combination of its eigenvectors.
+
+        Args:
+            whole: from :meth:`fetch`.
+            prepared: ``[K]`` of each.
+            target: ``[S * n]``, changed in place.
+        """
+        target.view(self.shape[0], 1, -1).baddbmm_(torch.stack(list(prepared)).unsqueeze(1), whole)
+
+    def project(self, whole: Tensor, values: Tensor) -> Tensor:
+        """Each operation's ``V y``.
+
+        Args:
+            whole: from :meth:`fetch`.
+            values: ``[S * n]`` y.
+
+        Returns:
+            ``[S, K]``.
+        """
+        return torch.bmm(whole, values.view(self.shape[0], -1, 1)).squeeze(2)
+
+
+def stacks_of(directions: Sequence[Directions | None], dtype: torch.dtype) -> dict[int, Stacked]:
+    """Neighbours whose eigenvectors are alike in number, length and types.
+
+    Args:
+        directions: of operations laid end to end; None for those that have none or are not whole.
+        dtype: of the values; eigenvectors that are computed with in another are left out.
+
+    Returns:
+        Stacks of at least two, by the number of the first member.
+    """
+
+    def kind(found: Directions | None) -> tuple[torch.Size, torch.dtype] | None:
+        return (found.vectors.shape, found.vectors.dtype) if isinstance(found, LowRank) and found.dtype == dtype else None
+
+    stacks, first = {}, 0
+    for what, group in itertools.groupby(directions, key=kind):
+        members = list(group)
+        if what is not None and len(members) > 1:
+            stacks[first] = Stacked([member for member in members if isinstance(member, LowRank)])
+        first += len(members)
+    return stacks
 
 
 class Kronecker:
