@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from srft.method.groups import groups_of
 from srft.method.histogram import rank_table
@@ -13,6 +14,7 @@ from srft.method.prior import GroupPrior, PriorSensitivity
 from srft.method.sketch import histogram_of
 from srft.method.sparsity import MergedStatistics
 from srft.method.storage import from_log8, to_log8
+from srft.method.wrap import SRFTAround
 from tests.reference import released_rule
 from tests.reference.optimizer import DenseStep
 from tests.reference.sparsity import true_rank
@@ -300,3 +302,44 @@ def test_a_rate_that_is_kept_is_shared_out_and_not_lowered(damped):
     assert factor.mean() == pytest.approx(1, abs=0.08)
     slope = np.corrcoef(pulled, factor.numpy())[0, 1] if damped != "prior" else float(factor.max() - factor.min() > 1e-3)
     assert {"both": slope < -0.9, "opposed": slope > 0.9, "prior": slope == 0}[damped]
+
+
+class _Precisions(TorchDispatchMode):
+    # What products were allowed when they were computed.
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in ("mm", "bmm", "mv", "addmm_", "addmv_", "baddbmm_", "addmm", "addmv"):
+            self.seen.add((torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
+@pytest.mark.parametrize("make", [make_prior, make_kronecker])
+@pytest.mark.parametrize("around", [False, True])
+def test_products_are_exact_whatever_the_network_may_do(layout, mode, make, around, monkeypatch):
+    lay_out(monkeypatch, layout)
+    model = net(torch.float32)
+    config = settings(rank=3, mode=mode, prior_strength=1.0, damping_strength=0.5)
+    torch.set_float32_matmul_precision("high")
+    try:
+        prior = make(model)
+        with _Precisions() as found:
+            named = list(model.named_parameters())
+            if around:
+                optimizer = SRFTAround(torch.optim.SGD(model.parameters(), lr=0.1), named, total_steps=9, srft=config, prior=prior)
+            else:
+                optimizer = SRFTAdamW(named, total_steps=9, srft=config, prior=prior, **ADAM)
+        assert torch.get_float32_matmul_precision() == "high"
+        for step in range(2):
+            gradients(model, step)
+            with found:
+                optimizer.step()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.seen == {("ieee", "ieee")}

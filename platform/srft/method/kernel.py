@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from srft.config import Damped, SRFTConfig, TransferSource
+from srft.method.exact import exact_products
 from srft.method.operation import Operation
 from srft.method.sketch import CHUNK, GPU, Scratch, TensorRanks
 from srft.method.tangent import stacks_of
@@ -203,6 +204,7 @@ class Bucket:
             self._tables = tables, _JoinedRanks.of(tables, self.sizes)
         return self._tables[1].affine(scale, shift)
 
+    @exact_products()
     def update(
         self,
         values: Mapping[Tensor, Tensor],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srft.config import SRFTConfig
+from srft.method.exact import exact_products
 from srft.method.group_prior import GroupPrior
 from srft.method.groups import Group
 from srft.method.histogram import rank_table
@@ -211,6 +212,7 @@ class Binding:
             )
         return prior
 
+    @exact_products()
     def operation(self, group: Group, shard: Shard, origin: Tensor, used: int) -> Operation:
         """The operation of a group.
 

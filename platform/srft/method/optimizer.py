@@ -184,7 +184,7 @@ class SRFTAdamW(Optimizer):
             combinations = self._term.projection(gradients, w)
         damping = Damping.of(settings, w)
         tangent = Tangent(
-            prepared={op: op.directions.prepare(x) for op, x in combinations.items() if op.directions is not None},
+            prepared=self._term.prepared(combinations),
             penalty=strength if mode == "penalty" else 0.0,
             projection=w if mode == "projection" else 0.0,
             accumulate=mode in ("penalty", "proximal"),
@@ -317,9 +317,7 @@ class SRFTAdamW(Optimizer):
         for device in {p.device for p in self._term.operations}:
             mine = [op for p, operations in self._term.operations.items() for op in operations if p.device == device]
             if missing := [op.group.name for op in mine if op.group.name not in statistics.tables]:
-                raise ValueError(
-                    f"statistics of step {statistics.step} lack {missing[0]}; expected every group of the optimizer's parameters"
-                )
+                raise ValueError(f"statistics of step {statistics.step} lack {missing[0]}; expected every group of the parameters")
             tables = rank_tables({op.group.name: statistics.tables[op.group.name] for op in mine}, device)
             for op in mine:
                 op.ranks = tables[op.group.name]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from srft.method.exact import exact_products
 from srft.method.operation import Operation
 from srft.method.shards import Shard, local, sum_over_shards
 from srft.method.sketch import Scratch
@@ -24,6 +25,7 @@ class TangentTerm:
         self.scratch = Scratch()
         self._anchors: dict[Tensor, Tensor] = {}
 
+    @exact_products()
     def adopt(self, p: Tensor, operations: list[Operation], shard: Shard, origin: Tensor) -> Tensor | None:
         """Take a parameter on.
 
@@ -45,6 +47,7 @@ class TangentTerm:
         self._anchors[p] = torch.cat([v.coordinates(total) for (_, v), total in zip(known, totals, strict=True)])
         return self._anchors[p]
 
+    @exact_products()
     def penalty(self, gradients: Mapping[Tensor, Tensor], strength: float) -> dict[Operation, Tensor]:
         """Coefficients of what the penalty adds to the gradient, strength L c.
 
@@ -57,6 +60,7 @@ class TangentTerm:
         """
         return self._scaled(self.displacements(gradients), {op: op.curvature for op in self._known(gradients)}, strength)
 
+    @exact_products()
     def projection(self, gradients: Mapping[Tensor, Tensor], weight: float) -> dict[Operation, Tensor]:
         """Coefficients of what the projection adds to the gradient, - w D V g.
 
@@ -69,6 +73,19 @@ class TangentTerm:
         """
         return self._scaled(self._offsets(gradients, kept=False), {op: op.shrinkage for op in self._known(gradients)}, -weight)
 
+    @exact_products()
+    def prepared(self, combinations: Mapping[Operation, Tensor]) -> dict[Operation, Tensor]:
+        """Combinations as ``Directions.add`` takes them.
+
+        Args:
+            combinations: ``[K]`` by operation.
+
+        Returns:
+            From ``Directions.prepare``.
+        """
+        return {op: op.directions.prepare(x) for op, x in combinations.items() if op.directions is not None}
+
+    @exact_products()
     def displacements(self, parameters: Iterable[Tensor]) -> dict[Operation, Tensor]:
         """Where parameters have moved to in the prior's subspaces.
 
@@ -83,6 +100,7 @@ class TangentTerm:
         anchors = [self._anchors[p][op.columns] for p in parameters for op in self.operations[p] if op in offsets]
         return dict(zip(offsets, torch._foreach_sub(list(offsets.values()), anchors), strict=True)) if offsets else {}
 
+    @exact_products()
     def pull_back(self, strengths: Mapping[Tensor, float]) -> None:
         """The proximal step, after the optimizer's own.
 

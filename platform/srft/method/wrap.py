@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from srft.config import SRFTConfig
+from srft.method.exact import exact_products
 from srft.method.kernel import Damping, average_two_steps
 from srft.method.optimizer import SRFTAdamW
 from srft.method.prior import PriorSensitivity
@@ -118,6 +119,7 @@ class SRFTAround(SRFTAdamW):
         self.steps_taken += 1
         return loss
 
+    @exact_products()
     def _regularize(self, gradients: Mapping[Tensor, Tensor], strength: float, w: float) -> None:
         penalty = self.srft.mode == "penalty"
         combinations = self._term.penalty(gradients, strength) if penalty else self._term.projection(gradients, w)
