@@ -1,4 +1,6 @@
-"""The method's pictures, drawn from two finished runs: full fine-tuning, and SRFT on the same data. The same runs give the same pictures.
+"""The method's pictures: its schedules and, from two finished runs on the same data, what it measures. The same runs, the same pictures.
+
+    uv run experiments/figures.py                                              # docs/pictures/schedules.png
 
     uv run srft train --out outputs/full --set paradigm=full data.pool=64 optim.lr=6e-4
     uv run srft train --out outputs/srft --set paradigm=srft data.pool=64 optim.lr=6e-4
@@ -15,18 +17,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 import tyro
 
 from paradigms_measures import looks
-from srft.config import TrainConfig
+from srft.config import Schedule, TrainConfig
 from srft.data.pairs import RawBatch, normalized
 from srft.data.synthetic import Split, sequences
 from srft.evaluation.plots import save_figure
 from srft.method.groups import groups_of
+from srft.method.histogram import Histogram
+from srft.method.schedule import AdaptiveWeight, prior_weight
+from srft.method.sparsity import MergedStatistics, Sketch
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
@@ -48,16 +53,19 @@ OPERATIONS = {
     "norm1.weight": "norm 1",
     "norm2.weight": "norm 2",
 }
+KAPPAS = (0.5, 1.0, 2.0, 4.0)
 _PLACE = re.compile(r"backbone\.(blocks_rgb|blocks_aux|blocks|fusion)\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Draw the method's pictures from two runs."""
+    """Draw the method's pictures."""
 
-    full: Path
+    out: Path = Path("docs/pictures")
+    """Folder for the picture of the schedules."""
+    full: Path | None = None
     """Run directory of full fine-tuning."""
-    srft: Path
+    srft: Path | None = None
     """Run directory of SRFT from the same weights on the same data."""
     cache: Path | None = None
     """Folder of rendered sequences and priors; the SRFT run's own when left out."""
@@ -66,7 +74,54 @@ class Figures:
     points: int = 9
     """Points of the loss surface along each axis."""
     results: Path = Path("experiments/results")
-    """Folder for the pictures."""
+    """Folder for the pictures of the runs."""
+
+
+def schedules(path: Path) -> None:
+    """Draw the prior's share over a run, for every schedule and several kappa.
+
+    Args:
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    shapes = get_args(Schedule)
+    figure = Figure(figsize=(3.0 * len(shapes), 3.2), layout="constrained")
+    t = np.linspace(0, 1, 401)
+    for axes, schedule in zip(figure.subplots(1, len(shapes), sharey=True), shapes, strict=True):
+        for kappa in (1.0,) if schedule in ("constant", "linear") else KAPPAS:
+            label = None if schedule in ("constant", "linear") else f"κ = {kappa:g}"
+            if schedule == "adaptive":
+                steps, weights = settling(kappa)
+                axes.step(steps, weights, where="post", label=label)
+            else:
+                axes.plot(t, prior_weight(schedule, kappa, t), label=label)
+        axes.set(title=schedule, xlabel="progress t", xlim=(0, 1), ylim=(-0.02, 1.04))
+        axes.grid(alpha=0.3)
+        if schedule not in ("constant", "linear"):
+            axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel("share of the prior w(t)")
+    save_figure(figure, path)
+
+
+def settling(kappa: float, refreshes: int = 24) -> tuple[list[float], list[float]]:
+    """What the adaptive schedule does while a run settles: magnitudes whose spread grows ever more slowly.
+
+    Args:
+        kappa: of the schedule.
+        refreshes: of the statistics, over the run.
+
+    Returns:
+        Progress at each refresh, and the weight after it.
+    """
+    rng, state, weights = np.random.default_rng(0), AdaptiveWeight(), []
+    draws = rng.standard_normal(20_000)
+    for i in range(refreshes):
+        magnitudes = np.exp((2.0 - np.exp(-i / 5)) * draws).astype(np.float32)
+        counts = np.bincount(magnitudes.view(np.uint32) >> 19)
+        state = state.after(MergedStatistics.of(i, Sketch({"operation": Histogram.of_counts(counts)})), kappa)
+        weights.append(state.weight)
+    return [i / (refreshes - 1) for i in range(refreshes)], weights
 
 
 def by_place(values: Mapping[str, float]) -> tuple[list[str], np.ndarray]:
@@ -195,10 +250,10 @@ def surface(
     return losses / sum(len(batch.boxes) for batch in batches)
 
 
-def _draw_surfaces(given: Figures, config: TrainConfig, cache: Path) -> None:
+def _draw_surfaces(given: Figures, runs: tuple[Path, Path], config: TrainConfig, cache: Path) -> None:
     from matplotlib.figure import Figure
 
-    ends = [_newest(run)[0].weights for run in (given.full, given.srft)]
+    ends = [_newest(run)[0].weights for run in runs]
     network, data = load_tracker(config.tracker.pretrained, streams=2), config.data
     points, few = np.linspace(-0.5, 1.5, given.points), max(1, given.pairs // 4)
     figure = Figure(figsize=(10.0, 4.4), layout="constrained")
@@ -218,33 +273,52 @@ def _draw_surfaces(given: Figures, config: TrainConfig, cache: Path) -> None:
     save_figure(figure, given.results / "figure_surface.png")
 
 
-def main(given: Figures) -> None:
-    """Read both runs, compute, draw.
+def of_runs(given: Figures, full: Path, srft: Path) -> None:
+    """Draw what two runs measured.
 
     Args:
         given: the settings.
+        full: run directory of full fine-tuning.
+        srft: that of SRFT.
     """
     from matplotlib.figure import Figure
 
     torch.set_num_threads(1)  # The same sums everywhere.
-    saved, _ = _newest(given.srft)
-    config = from_flat(saved.meta.config, source=str(given.srft))
-    cache = given.cache or given.srft / "cache"
+    saved, _ = _newest(srft)
+    config = from_flat(saved.meta.config, source=str(srft))
+    cache = given.cache or srft / "cache"
     given.results.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     _map(figure.subplots(), prior_sensitivity(config, cache), f"prior sensitivity, K = {config.srft.rank}")
     save_figure(figure, given.results / "figure_prior.png")
     figure = Figure(figsize=(13.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    steps, curves = sparsity_curves(given.srft)
-    _map(left, transfer_sensitivity(given.srft), f"transfer sensitivity after {saved.meta.step} steps")
+    steps, curves = sparsity_curves(srft)
+    _map(left, transfer_sensitivity(srft), f"transfer sensitivity after {saved.meta.step} steps")
     for operation, values in curves.items():
         right.plot(steps, values, marker="o", ms=3, label=OPERATIONS[operation])
     right.set(title="sparsity of the gradients", xlabel="step", ylabel="Hoyer's measure")
     right.grid(alpha=0.3)
     right.legend(fontsize=7, ncols=2)
     save_figure(figure, given.results / "figure_transfer.png")
-    _draw_surfaces(given, config, cache)
+    _draw_surfaces(given, (full, srft), config, cache)
+
+
+def main(given: Figures) -> None:
+    """Draw the schedules, and the pictures of two runs if they are given.
+
+    Args:
+        given: the settings.
+
+    Raises:
+        ValueError: one run is given without the other.
+    """
+    given.out.mkdir(parents=True, exist_ok=True)
+    schedules(given.out / "schedules.png")
+    if given.full and given.srft:
+        of_runs(given, given.full, given.srft)
+    elif given.full or given.srft:
+        raise ValueError(f"--full is {given.full} and --srft is {given.srft}; give both runs, or neither for the schedules alone")
 
 
 if __name__ == "__main__":

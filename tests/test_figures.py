@@ -45,6 +45,13 @@ def test_the_corners_of_a_surface_are_the_losses_there(rgb_only: bool) -> None:
     assert len(set(found.ravel().tolist())) == 4
 
 
+def test_schedules_are_drawn_and_one_run_alone_is_an_error(tmp_path: Path) -> None:
+    main(Figures(out=tmp_path))
+    assert (tmp_path / "schedules.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="give both runs"):
+        main(Figures(out=tmp_path, full=tmp_path))
+
+
 @pytest.mark.long
 def test_pictures_of_two_runs_are_always_the_same(tmp_path: Path) -> None:
     base = TrainConfig(
@@ -57,7 +64,7 @@ def test_pictures_of_two_runs_are_always_the_same(tmp_path: Path) -> None:
     assert min(transfer_sensitivity(tmp_path / "srft").values()) > 0
     for folder in ("a", "b"):
         given = Figures(full=tmp_path / "full", srft=tmp_path / "srft", cache=tmp_path / "cache", pairs=8, points=2)
-        main(dataclasses.replace(given, results=tmp_path / folder))
+        main(dataclasses.replace(given, out=tmp_path / folder, results=tmp_path / folder))
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    assert set(pictures) == {"figure_prior.png", "figure_surface.png", "figure_transfer.png"}
+    assert set(pictures) == {"figure_prior.png", "figure_surface.png", "figure_transfer.png", "schedules.png"}
     assert pictures == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
