@@ -122,7 +122,7 @@ def drive_until(out: Path, store: str, resume: bool, stop: Any, number: signal.S
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_lost_or_repeated_when_the_driver_dies(tmp_path: Path, ray_cluster: Any) -> None:
     from ray.util.state import list_actors
 
