@@ -23,10 +23,10 @@ import numpy as np
 import torch
 import tyro
 
-from paradigms_measures import looks
+from paradigms_measures import looks, rendered
 from srft.config import Schedule, TrainConfig
 from srft.data.pairs import RawBatch, normalized
-from srft.data.synthetic import Split, sequences
+from srft.data.synthetic import Split
 from srft.evaluation.plots import save_figure
 from srft.method.groups import groups_of
 from srft.method.histogram import Histogram
@@ -174,7 +174,8 @@ def transfer_sensitivity(run: Path) -> dict[str, float]:
     Returns:
         By group name.
     """
-    saved, network = _newest(run)
+    saved, config = _newest(run)
+    network = load_tracker(config.tracker.pretrained, streams=2)
     parameters = {name: p for name, p in network.named_parameters() if not name.startswith("box_head.") and "pos_embed" not in name}
     tensors = {f"exp_avg_sq.{name}": torch.zeros_like(p) for name, p in parameters.items()}
     read_tensors(saved.tensors, tensors)
@@ -205,13 +206,12 @@ def sparsity_curves(run: Path) -> tuple[list[int], dict[str, list[float]]]:
     return [record["step"] for record in history], curves
 
 
-def _newest(run: Path) -> tuple[checkpoint.Checkpoint, MultiModalTracker]:
+def _newest(run: Path) -> tuple[checkpoint.Checkpoint, TrainConfig]:
     newest = checkpoint.latest(run)
     if newest is None:
         raise ValueError(f"{run}: no checkpoint; train a run there first (uv run srft train --out {run} ...)")
     saved = checkpoint.load(newest)
-    config = from_flat(saved.meta.config, source=str(newest))
-    return saved, load_tracker(config.tracker.pretrained, streams=2)
+    return saved, from_flat(saved.meta.config, source=str(newest))
 
 
 @torch.inference_mode()
@@ -259,8 +259,7 @@ def _draw_surfaces(given: Figures, runs: tuple[Path, Path], config: TrainConfig,
     figure = Figure(figsize=(10.0, 4.4), layout="constrained")
     splits: tuple[Split, ...] = ("target-test", "source-test")
     for axes, split in zip(figure.subplots(1, 2), splits, strict=True):
-        found = sequences(split, few, seed=data.world_seed, length=data.length, modality=data.modality, cache=cache)
-        chunks = looks([s for s in found if s.shortest_gap <= data.max_gap], network.arch, data, 4)
+        chunks = looks(rendered(data, split, few, 0, cache), network.arch, data, 4)
         rgb_only = split == "source-test"
         losses = surface(network, ends, chunks, points, rgb_only=rgb_only)
         drawn = axes.contourf(points, points, losses, 24, cmap="viridis_r")
@@ -284,8 +283,7 @@ def of_runs(given: Figures, full: Path, srft: Path) -> None:
     from matplotlib.figure import Figure
 
     torch.set_num_threads(1)  # The same sums everywhere.
-    saved, _ = _newest(srft)
-    config = from_flat(saved.meta.config, source=str(srft))
+    saved, config = _newest(srft)
     cache = given.cache or srft / "cache"
     given.results.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
@@ -315,8 +313,10 @@ def main(given: Figures) -> None:
     """
     given.out.mkdir(parents=True, exist_ok=True)
     schedules(given.out / "schedules.png")
+    print(given.out / "schedules.png")
     if given.full and given.srft:
         of_runs(given, given.full, given.srft)
+        print(given.results / "figure_*.png")
     elif given.full or given.srft:
         raise ValueError(f"--full is {given.full} and --srft is {given.srft}; give both runs, or neither for the schedules alone")
 

@@ -25,7 +25,7 @@ from paradigms_cells import Cell
 from paradigms_measures import parts
 from srft.config import DataConfig, TrainConfig
 from srft.data.synthetic import Split, sequences
-from srft.training.prior import source_prior, wants_diagonal, wants_prior
+from srft.training.prior import SOURCE_SEQUENCES, source_prior, wants_diagonal, wants_prior
 from srft.training.worker import Worker
 
 Rendering = tuple[DataConfig, Split, int, int]
@@ -60,7 +60,7 @@ def renderings(cells: list[Cell], session: Paradigms) -> list[Rendering]:
 
     for data in dict.fromkeys(cell.config.data for cell in cells):
         need(data, "target-train", data.train_world, data.train_sequences)
-        need(data, "source-train", data.world_seed, 32)
+        need(data, "source-train", data.world_seed, SOURCE_SEQUENCES)
         need(data, "source-test", data.world_seed, data.source_sequences)
         for part in parts(data, session.test_pairs).values():
             need(data, part.split, data.world_seed, part.count, part.first)

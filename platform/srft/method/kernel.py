@@ -17,7 +17,7 @@ from torch import Tensor
 from srft.config import Damped, SRFTConfig, TransferSource
 from srft.method.exact import exact_products
 from srft.method.operation import Operation
-from srft.method.sketch import CHUNK, GPU, Scratch, TensorRanks
+from srft.method.sketch import CHUNK, Scratch, TensorRanks, reach
 from srft.method.tangent import stacks_of
 
 __all__ = ["AdamStep", "Bucket", "Damping", "Tangent", "average_two_steps", "buckets_of"]
@@ -362,7 +362,8 @@ def buckets_of(operations: Iterable[tuple[Tensor, Operation]]) -> list[Bucket]:
     waiting: dict[Any, list[Segment]] = {}
     for parameter, op in operations:
         numel = op.where.stop - op.where.start
-        small, most = (SMALL, CHUNK) if parameter.device.type == "cpu" else (GPU * CHUNK // 2, GPU * CHUNK)
+        most = reach(parameter.device, CHUNK)
+        small = SMALL if parameter.device.type == "cpu" else most // 2
         if numel > small:
             buckets += [Bucket([Segment(op, parameter, a, b)]) for a, b in op.ranges()]
         elif numel:

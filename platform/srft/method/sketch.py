@@ -11,7 +11,7 @@ from torch import Tensor
 from srft.method.histogram import BINS, MANTISSA_BITS, TABLE_BITS, Histogram, RankTable
 from srft.method.shards import local
 
-__all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "histograms_of", "rank_tables", "tensor_ranks"]
+__all__ = ["Scratch", "TensorRanks", "chunks", "histogram_of", "histograms_of", "rank_tables", "reach", "tensor_ranks"]
 
 CHUNK = 1 << 17
 """Elements per pass on a CPU: temporaries stay in its cache, and a pass outweighs the calls that it takes."""
@@ -44,6 +44,19 @@ class Scratch:
         return self._buffers[key][:numel]
 
 
+def reach(device: torch.device, size: int) -> int:
+    """Elements that one pass takes.
+
+    Args:
+        device: where they are.
+        size: of a pass on a CPU.
+
+    Returns:
+        As many there, GPU times as many on a GPU.
+    """
+    return size if device.type == "cpu" else GPU * size
+
+
 def chunks(numel: int, device: torch.device, size: int = CHUNK) -> list[tuple[int, int]]:
     """Ranges to work through: cache-sized on a CPU, GPU times as much on a GPU.
 
@@ -55,7 +68,7 @@ def chunks(numel: int, device: torch.device, size: int = CHUNK) -> list[tuple[in
     Returns:
         Pairs of start and stop.
     """
-    size = size if device.type == "cpu" else GPU * size
+    size = reach(device, size)
     return [(start, min(start + size, numel)) for start in range(0, numel, size)]
 
 
@@ -106,7 +119,7 @@ def histograms_of(magnitudes: Iterable[tuple[str, Tensor]], what: str) -> dict[s
 
     for name, values in magnitudes:
         values = local(values.detach()).reshape(-1)
-        most = CHUNK if values.device.type == "cpu" else GPU * CHUNK
+        most = reach(values.device, CHUNK)
         if len(values) > most // 4:
             found[name] = histogram_of(values, f"{what} of {name}")
             continue

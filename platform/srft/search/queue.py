@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srft.search import draw
-from srft.search.halving import promotable, rungs
+from srft.search.halving import promotable
 from srft.search.population import exchanges, fork
 from srft.search.record import forget_end, record_trials, trial_directory
 from srft.search.study import Study, Trial
@@ -123,11 +123,7 @@ class Queue:
         return epochs in self._rungs(index)
 
     def _rungs(self, index: int) -> list[int]:
-        study = self.study
-        if not self.study.halving or self.watch.trials[index].fixed:
-            return []
-        bracket = index % study.brackets
-        return rungs(self.watch.total_epochs(index), grace=study.grace_epochs, reduction=study.reduction, bracket=bracket)
+        return [] if self.watch.trials[index].fixed else self.study.rungs(index, self.watch.total_epochs(index))
 
     def _promoted(self) -> list[int]:
         # Paused trials that may go on; once nothing else can, the best of each bracket, so that one of it is trained to the end.

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from srft.config import ConfigError, TrainConfig
 from srft.search import draw
 from srft.search.draw import Observation
+from srft.search.halving import rungs
 from srft.search.space import Point, Space
 from srft.settings import from_flat
 
@@ -147,6 +148,20 @@ class Study:
     def halving(self) -> bool:
         """Whether trials pause at rungs: not where two measures are searched, and not in a population, which pauses by itself."""
         return self.early_stopping and not self.second and self.search != "pbt"
+
+    def rungs(self, index: int, total: int) -> list[int]:
+        """Epochs after which a drawn trial pauses: those of its bracket.
+
+        Args:
+            index: of the trial.
+            total: its epochs.
+
+        Returns:
+            Rising; empty where trials do not pause.
+        """
+        if not self.halving:
+            return []
+        return rungs(total, grace=self.grace_epochs, reduction=self.reduction, bracket=index % self.brackets)
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from srft.files import write_json
 from srft.search.draw import Observation
-from srft.search.halving import expected_epochs, rungs
+from srft.search.halving import expected_epochs
 from srft.search.record import TrialResult, TrialState, record_end, trial_directory
 from srft.search.study import Study, Trial
 
@@ -268,7 +268,6 @@ class Watch:
         left = sum(max(0, self.total_epochs(i) - self.epochs(i)) if i in self.trials else usual for i in whole)
         for bracket in range(study.brackets if study.halving else 0):
             members = [i for i in paused if i % study.brackets == bracket]
-            at = rungs(usual, grace=study.grace_epochs, reduction=study.reduction, bracket=bracket)
-            expected = expected_epochs(len(members), usual, at=at, reduction=study.reduction)
+            expected = expected_epochs(len(members), usual, at=study.rungs(bracket, usual), reduction=study.reduction)
             left += max(0, expected - sum(self.epochs(i) for i in members))
         return left
