@@ -18,7 +18,7 @@ import tyro
 
 from leaderboard import table
 from srft.files import write_text
-from srft.search.compare import pareto_front
+from srft.search.front import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

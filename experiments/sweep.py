@@ -42,8 +42,8 @@ class Sweep:
     """How trials are drawn: independently, evenly (sobol), every combination (grid), from what earlier trials showed (tpe), or
     independently and then, after every epoch, the worst go on from the best with settings near theirs (pbt)."""
     scheduler: Scheduler = "asha"
-    """Which trials go on: the better half after 1, 2, 4, ... epochs (asha), the same in three groups that are first compared after 1, 2
-    and 4 epochs (hyperband), or all (none, always so with --search pbt or --objective pareto)."""
+    """Which trials go on: the better half after 1, 2, 4, ... epochs (asha; by both measures with --objective pareto), the same in three
+    groups that are first compared after 1, 2 and 4 epochs (hyperband), or all (none, always so with --search pbt)."""
     objective: Objective = "target"
     """What the best trial is best at: the target domain, or the compromise between that and what was kept of the source domain (pareto)."""
     space: Literal["srft", "wide"] = "srft"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from srft.cli import main
 from srft.config import ConfigError, TrainConfig
-from srft.search.compare import importance, pareto_front, plasticity_and_stability, varied
+from srft.search.compare import importance, plasticity_and_stability, varied
+from srft.search.front import pareto_front
 from srft.search.record import TrialResult, best, claim, read_study, record_end, trial_directory
 from srft.search.space import srft_space
 from srft.search.study import Study, Trial

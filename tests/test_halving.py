@@ -24,6 +24,17 @@ def test_the_best_of_those_that_reached_a_rung_go_on() -> None:
     assert promotable({0: [0.5]}, [1], reduction=2) == []
 
 
+def test_with_two_measures_fronts_go_on_before_what_they_beat() -> None:
+    first = {0: [0.9], 1: [0.5], 2: [0.7], 3: [0.6], 4: [0.4]}
+    second = {0: [0.1], 1: [0.8], 2: [0.5], 3: [0.4], 4: [0.9]}  # 3 alone is beaten, by 2
+    assert promotable(first, [1, 2], reduction=2, second=second) == [0, 4]  # the ends
+    assert promotable({**first, 5: [0.1]}, [1], reduction=2, second={**second, 5: [0.1]}) == [0, 4, 2]  # then the one with most room
+    later = {**first, 0: [0.9, 0.2]}
+    assert promotable(later, [1], reduction=2, second={**second, 0: [0.1, 0.9]}) == [4]  # 0 has left the rung; its first epoch counts there
+    unknown = {0: [math.nan], 1: [0.5], 2: [0.6], 3: [0.7]}
+    assert promotable(unknown, [1], reduction=2, second={0: [0.9], 1: [math.nan], 2: [0.6], 3: [0.5]}) == [2, 3]
+
+
 def test_epochs_that_halving_comes_to() -> None:
     assert expected_epochs(16, 16, at=[1, 2, 4, 8], reduction=2) == 16 * 1 + 8 * 1 + 4 * 2 + 2 * 4 + 1 * 8
     assert expected_epochs(3, 8, at=[1, 2], reduction=4) == 3 + 1 + 6  # one goes on to the end

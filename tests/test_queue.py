@@ -109,6 +109,22 @@ def test_only_the_best_go_on_from_a_rung(tmp_path, changes):
     assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
 
 
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_with_two_measures_both_ends_of_the_front_go_on(tmp_path, search):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=8, search=search, second="source/success_auc")
+    for name in ("a", "b"):
+        claim(study, tmp_path / name, resume=False)
+    session(study, tmp_path / "a")
+    found = read_study(tmp_path / "a").results
+    assert {r.state for r in found} == {"finished", "stopped"}
+    kappa = lambda r: r.trial.point["srft.kappa"]  # of the toy: the smallest learns best, the largest keeps most; none beats another
+    for end in (min(found, key=kappa), max(found, key=kappa)):
+        assert end.state == "finished"
+    session(study, tmp_path / "b", turns=6)
+    session(study, tmp_path / "b")
+    assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
+
+
 def test_a_budget_leaves_paused_trials_to_go_on(tmp_path):
     study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, max_hours=1.0)
     claim(study, tmp_path, resume=False)

@@ -43,7 +43,8 @@ def run(command: Study) -> None:
     import numpy as np
 
     from srft.files import write_json
-    from srft.search.compare import FEWEST, STABILITY, importance, pareto_front, plasticity_and_stability, varied
+    from srft.search.compare import FEWEST, STABILITY, importance, plasticity_and_stability, varied
+    from srft.search.front import pareto_front
     from srft.search.record import read_study
 
     record = read_study(command.study)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from srft.evaluation.plots import save_figure
-from srft.search.compare import STABILITY, Importance, pareto_front, plasticity_and_stability, varied
+from srft.search.compare import STABILITY, Importance, plasticity_and_stability, varied
+from srft.search.front import pareto_front
 from srft.search.record import TrialResult
 
 __all__ = ["draw"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from srft.search.record import TrialResult
 
-__all__ = ["FEWEST", "STABILITY", "Importance", "importance", "pareto_front", "plasticity_and_stability", "varied"]
+__all__ = ["FEWEST", "STABILITY", "Importance", "importance", "plasticity_and_stability", "varied"]
 
 STABILITY = "source/success_auc"
 """What was not forgotten: success of the RGB stream alone on source sequences."""
@@ -36,22 +36,6 @@ def plasticity_and_stability(result: TrialResult, metric: str, stability: str = 
         return math.nan, math.nan
     best = max(scored, key=lambda metrics: metrics[metric])
     return best[metric], best.get(stability, math.nan)
-
-
-def pareto_front(points: np.ndarray) -> np.ndarray:
-    """Which points no other is better than: as high in every column, and higher in one.
-
-    Args:
-        points: ``[N, M]``, larger is better; rows with a NaN are on no front.
-
-    Returns:
-        ``[N]`` bool. Of equal points all are on the front.
-    """
-    front = np.zeros(len(points), bool)
-    for i, point in enumerate(np.asarray(points, np.float64)):
-        better = (points >= point).all(1) & (points > point).any(1)
-        front[i] = not (np.isnan(point).any() or better.any())
-    return front
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:

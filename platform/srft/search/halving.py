@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from srft.search.front import by_fronts
+
 __all__ = ["expected_epochs", "promotable", "rungs"]
 
 
@@ -27,27 +29,41 @@ def rungs(total: int, *, grace: int, reduction: int, bracket: int = 0) -> list[i
     return found
 
 
-def promotable(curves: Mapping[int, Sequence[float]], at: Sequence[int], *, reduction: int) -> list[int]:
+def promotable(
+    curves: Mapping[int, Sequence[float]], at: Sequence[int], *, reduction: int, second: Mapping[int, Sequence[float]] | None = None
+) -> list[int]:
     """Trials that may go on from the rung where they are.
 
     Args:
         curves: measure after each finished epoch by trial, of all trials of one bracket that did not fail, paused or not.
         at: the bracket's rungs.
         reduction: the best ``1 / reduction`` of the trials that reached a rung go on from it.
+        second: a second measure after the same epochs. Both of a trial's best epoch by the first count, and the best trials are those on
+            the front, then those on the front of the others, and so on (Schmucker et al. 2021).
 
     Returns:
         Those whose last epoch is a rung, from the highest rung down, the best first.
     """
     found: list[int] = []
     for rung in reversed(at):
-        best = {index: _best(curve[:rung]) for index, curve in curves.items() if len(curve) >= rung}
-        order = sorted(best, key=lambda index: (-best[index], index))
+        reached = [index for index, curve in curves.items() if len(curve) >= rung]
+        if second is None:
+            best = {index: _at_best(curves[index][:rung])[1] for index in reached}
+            order = sorted(best, key=lambda index: (-best[index], index))
+        else:
+            order = by_fronts({index: _both(curves[index][:rung], second[index]) for index in reached})
         found += [index for index in order[: len(order) // reduction] if len(curves[index]) == rung]
     return found
 
 
-def _best(values: Sequence[float]) -> float:
-    return max((value for value in values if not math.isnan(value)), default=-math.inf)
+def _at_best(values: Sequence[float]) -> tuple[int, float]:
+    known = [(-value, epoch) for epoch, value in enumerate(values) if not math.isnan(value)]
+    return (min(known)[1], -min(known)[0]) if known else (-1, -math.inf)
+
+
+def _both(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    epoch, value = _at_best(first)
+    return value, second[epoch] if 0 <= epoch < len(second) else math.nan
 
 
 def expected_epochs(count: int, total: int, *, at: Sequence[int], reduction: int) -> int:

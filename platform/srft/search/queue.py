@@ -136,7 +136,8 @@ class Queue:
         for bracket in range(study.brackets):
             own = {i: watch.curve(i, study.metric) for i in drawn if i % study.brackets == bracket}
             if own:
-                found += promotable(own, self._rungs(next(iter(own))), reduction=study.reduction)
+                second = {i: watch.curve(i, study.second) for i in own} if study.second else None
+                found += promotable(own, self._rungs(next(iter(own))), reduction=study.reduction, second=second)
             if not any(len(curve) == watch.total_epochs(i) for i, curve in own.items()):
                 paused = [i for i in own if own[i]]
                 last += sorted(paused, key=lambda i: (-len(own[i]), -np.nanmax([-math.inf, *own[i]]), i))[:1]

@@ -73,7 +73,7 @@ class Study:
     metric: str = "val/success_auc"
     """What is maximized, from validation sequences."""
     second: str = ""
-    """Another measure to maximize, such as source/success_auc: the study looks for the best compromises and stops no trial early."""
+    """Another measure to maximize, such as source/success_auc: the study looks for the best compromises."""
     early_stopping: bool = True
     """Trials pause at rungs, and only the best go on from there (asynchronous successive halving)."""
     grace_epochs: int = 1
@@ -146,8 +146,8 @@ class Study:
 
     @property
     def halving(self) -> bool:
-        """Whether trials pause at rungs: not where two measures are searched, and not in a population, which pauses by itself."""
-        return self.early_stopping and not self.second and self.search != "pbt"
+        """Whether trials pause at rungs: not in a population, which pauses by itself."""
+        return self.early_stopping and self.search != "pbt"
 
     def rungs(self, index: int, total: int) -> list[int]:
         """Epochs after which a drawn trial pauses: those of its bracket.

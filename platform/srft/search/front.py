@@ -1,0 +1,76 @@
+"""Trials by two measures at once: their Pareto front, their order for a selection, and how much a front covers. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["by_fronts", "hypervolume", "pareto_front"]
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which points no other is better than: as high in every column, and higher in one.
+
+    Args:
+        points: ``[N, M]``, larger is better; rows with a NaN are on no front.
+
+    Returns:
+        ``[N]`` bool. Of equal points all are on the front.
+    """
+    front = np.zeros(len(points), bool)
+    for i, point in enumerate(np.asarray(points, np.float64)):
+        better = (points >= point).all(1) & (points > point).any(1)
+        front[i] = not (np.isnan(point).any() or better.any())
+    return front
+
+
+def by_fronts(points: Mapping[int, Sequence[float]]) -> list[int]:
+    """Trials from the best down: front by front, and on each those with the most room around them first (Deb et al. 2002, NSGA-II).
+
+    Args:
+        points: measures by trial, larger is better, NaN worst; as many of each.
+
+    Returns:
+        The trials; of equal ones the lower index first. The ends of a front have all the room there is.
+    """
+    left, order = dict(sorted(points.items())), []
+    while left:
+        values = np.nan_to_num(np.array(list(left.values()), np.float64), nan=-math.inf)
+        on_front = [index for index, on in zip(left, pareto_front(values), strict=True) if on]
+        room = _room(np.nan_to_num(np.array([left[index] for index in on_front], np.float64), nan=-math.inf))
+        order += [index for _, index in sorted(zip(-room, on_front, strict=True))]
+        left = {index: point for index, point in left.items() if index not in on_front}
+    return order
+
+
+def _room(points: np.ndarray) -> np.ndarray:
+    # Crowding distance: of every measure the distance of both neighbours, in units of the front's extent.
+    room = np.zeros(len(points))
+    for column in points.T:
+        order = np.argsort(column, kind="stable")
+        extent = column[order[-1]] - column[order[0]]
+        room[order[[0, -1]]] = math.inf
+        if extent > 0 and math.isfinite(extent):
+            room[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / extent
+    return room
+
+
+def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
+    """Area that points cover: of all pairs of measures above a reference, how much is no better than one of them.
+
+    Args:
+        points: ``[N, 2]``, larger is better.
+        reference: both measures of a corner; points that are not above it add nothing.
+
+    Returns:
+        Area in the product of the measures' units.
+    """
+    low, high = reference
+    covered, top = 0.0, high
+    for first, second in sorted(map(tuple, points), reverse=True):
+        if first > low and second > top:
+            covered += (first - low) * (second - top)
+            top = second
+    return covered
