@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from leaderboard import table
+from srft.evaluation.plots import save_figure
 from srft.files import write_text
 from srft.search.front import pareto_front
 
@@ -273,7 +274,7 @@ def curves(rows: list[Row], modality: str, path: Path) -> None:
     figure = Figure(figsize=(6.0 * len(sizes), 5.0), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         _front_axes(axes, [r for r in rows if r.modality == modality and r.size in (0, size)], methods, f"{modality}, {size} pairs")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _front_axes(axes: Axes, rows: list[Row], methods: list[str], title: str) -> None:
@@ -320,7 +321,7 @@ def trajectories(rows: list[Row], modality: str, size: int, path: Path) -> None:
         axes.set(xlabel="step", title=name)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def main(report: Report) -> None:

@@ -1,0 +1,31 @@
+"""What a sweep's front and a study's cells come to beside each other."""
+
+import pytest
+
+from paradigms_report import Row
+from search_front import Tracker, by_hand, covered
+
+
+def tracker(chosen_by, tested_by) -> Tracker:
+    return Tracker(name="", epochs=4, chosen_by=chosen_by, tested_by=tested_by)
+
+
+def test_validation_chooses_the_front_and_test_says_what_it_covers() -> None:
+    side = [tracker((0.6, 0.5), (0.62, 0.52)), tracker((0.5, 0.6), (0.52, 0.62)), tracker((0.5, 0.5), (0.9, 0.9))]
+    front, area = covered(side, (0.5, 0.5))
+    assert front == [0, 1]  # the third is best on test, which nobody may know
+    assert area == pytest.approx(12 * 2 + 2 * 12 - 2 * 2)  # in squared points
+    assert covered(side[:1], (0.62, 0.0))[1] == 0.0
+
+
+def test_only_cells_of_the_same_sequences_and_families_count() -> None:
+    measures = {"test/pair_auc": 0.6, "source/pair_auc": 0.7, "val/pair_auc": 0.5, "val_source/pair_auc": 0.4}
+    about = {"modality": "rgbe", "measures": measures, "per_sequence": {}, "history": [{}] * 4, "seconds": 1.0, "commit": ""}
+    rows = [
+        Row(method=m, setting="s", size=z, seed=s, **about)
+        for m, z, s in (("fft", 64, 0), ("fft", 64, 1), ("fft", 192, 0), ("lora", 64, 0))
+    ]
+    (found,) = by_hand(rows, ("fft", "penalty"), "rgbe", 64, 0)
+    assert (found.name, found.epochs, found.chosen_by, found.tested_by) == ("fft (s)", 4, (0.5, 0.4), (0.6, 0.7))
+    with pytest.raises(ValueError, match="no cell of rgbe with 64 pairs and seed 3 of penalty"):
+        by_hand(rows, ("penalty",), "rgbe", 64, 3)
