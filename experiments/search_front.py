@@ -169,9 +169,8 @@ def main(given: Comparison) -> None:
             {"name": t.name, "epochs": t.epochs, "val": t.chosen_by, "test": t.tested_by, "front": i in front} for i, t in enumerate(side)
         ]
         summary[name] = {"trackers": trackers, "epochs": sum(t.epochs for t in side), "area on test, squared points": area}
-        say(
-            f"{name}: {len(side)} trackers, {summary[name]['epochs']} epochs; front of {len(front)} covers {area:.1f} squared points on test"
-        )
+        epochs = summary[name]["epochs"]
+        say(f"{name}: {epochs} epochs; {len(front)} of {len(side)} trackers on the front cover {area:.1f} squared points on test")
     written = {"corner": corner, **summary, "commit": git_commit(), "environment": environment()}
     write_json(given.results / "search_front.json", written)
     draw(sides, given.results / "search_front.png")
