@@ -61,6 +61,13 @@ METHODS: dict[str, dict[str, Point]] = {
     "penalty dense": {
         f"{strength:g}, K=16": _srft(prior_strength=strength, rank=16, mode="penalty", diagonal=True) for strength in (100.0, 1000.0)
     },
+    "penalty dense, aux": {
+        f"{strength:g}, share {share:g}": _srft(prior_strength=strength, rank=16, mode="penalty", diagonal=True, aux_share=share)
+        for strength, share in ((1000.0, 0.1), (1000.0, 0.03), (300.0, 0.1), (1000.0, 0.0), (300.0, 0.0), (3000.0, 0.03))
+    },
+    "fft, streams apart": {
+        f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)
+    },
     "projection": {
         f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="projection")
         for strength, k in ((1.0, 16), (100.0, 16), (1.0, 64))

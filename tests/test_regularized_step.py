@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_every_mode_against_dense(mode, damping, scale, damped, kind, layout, mo
     prior = make(model, diagonal="diagonal" in kind)
     if kind == "diagonal alone":
         prior = prior.truncated(0)
-    prior = PriorSensitivity(**{**vars(prior), "groups": {n: p for n, p in prior.groups.items() if n != "out.bias"}})
+    groups = {n: replace(p, share=0.3 if n.startswith("out") else 1.0) for n, p in prior.groups.items() if n != "out.bias"}
+    prior = replace(prior, groups=groups)
     rate = "reduced" if damped == "both" else "kept"
     forms = {"damping_strength": damping, "damped": damped, "damped_rate": rate}
     config = settings(rank=prior.rank, mode=mode, scale=scale, prior_strength=strength, kappa=2.0, **forms)
@@ -83,6 +85,7 @@ def test_every_mode_against_dense(mode, damping, scale, damped, kind, layout, mo
             damping=damping,
             damped=damped,
             kept=rate == "kept",
+            share=p.share if p else 1.0,
             **ADAM,
         )
         if p:
@@ -114,6 +117,19 @@ def test_every_mode_against_dense(mode, damping, scale, damped, kind, layout, mo
             tables = {group: table_lookup(statistics.tables[group.name]) for group in dense}
             for group, reference in dense.items():
                 assert np.abs(tables[group](reference.magnitude) - true_rank(reference.magnitude)).max() < 0.2
+
+
+@pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
+def test_no_share_is_no_prior(mode):
+    ends = []
+    for without in (False, True):
+        model = net()
+        prior = make_prior(model, diagonal=True)
+        groups = {n: p if without else replace(p, share=0.0 if n.startswith("out") else 1.0) for n, p in prior.groups.items()}
+        prior = replace(prior, groups={n: p for n, p in groups.items() if not (without and n.startswith("out"))})
+        config = settings(rank=3, mode=mode, prior_strength=2.0, damping_strength=0.5)
+        ends.append(run(model, SRFTAdamW(model.named_parameters(), total_steps=4, srft=config, prior=prior, **ADAM), 4))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 def test_ranks_come_from_the_corrected_second_moment_and_the_table():

@@ -426,3 +426,7 @@ def test_a_prior_has_eigenpairs_of_every_trainable_weight(tmp_path, cache, few_s
     rgb, aux = (carried.groups[f"backbone.blocks_{stream}.1.mlp.fc1.weight"].eigenvectors for stream in ("rgb", "aux"))
     assert rgb.data_ptr() == aux.data_ptr() == carried.groups["backbone.fusion.0.mlp.fc1.weight"].eigenvectors.data_ptr()
     assert np.isfinite(estimated.scale)
+    shares = {name: group.share for name, group in carry(estimated, network, aux_share=0.25).groups.items()}
+    assert {share for name, share in shares.items() if "_aux" in name} == {0.25}
+    assert {share for name, share in shares.items() if "_aux" not in name} == {1.0}
+    assert set(shares) == set(carried.groups)

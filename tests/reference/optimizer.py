@@ -26,6 +26,7 @@ class DenseStep:
         high=0.65,
         damped="both",
         kept=False,
+        share=1.0,
         **adam,
     ):
         self.values, self.anchor = np.array(values, np.float64), np.array(anchor, np.float64)
@@ -38,6 +39,8 @@ class DenseStep:
         self.diagonal = np.diag(remainder / scale)
         self.diagonal_projector = np.diag(np.divide(remainder, remainder + ridge, out=np.zeros(self.n), where=remainder > 0))
         self.has_prior = len(lam) > 0 or remainder.any()
+        self.matrix, self.diagonal = share * self.matrix, share * self.diagonal
+        self.projector, self.diagonal_projector = share * self.projector, share * self.diagonal_projector
         self.mode, self.strength, self.damping, self.low, self.high, self.adam = mode, strength, damping, low, high, adam
         self.damped, self.kept = damped, kept
         self.first, self.second, self.t = np.zeros(self.n), np.zeros(self.n), 0

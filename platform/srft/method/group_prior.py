@@ -64,6 +64,8 @@ class BlockPrior(ABC):
     """``[K]`` float64 e, what fewer bits cost each eigenvector; None if they are as accurate as computed."""
     diagonal: Tensor | None = None
     """``[n]`` float32, exact diagonal of the block; None if it was not estimated."""
+    share: float = 1.0
+    """Of the tangent-space term's strength that acts on this operation; not part of the estimate, and not stored."""
 
     @property
     def residual(self) -> float:

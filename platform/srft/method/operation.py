@@ -197,13 +197,13 @@ class Binding:
             group: of a parameter.
 
         Returns:
-            None also if it keeps neither an eigenpair nor a diagonal.
+            None also if it keeps neither an eigenpair nor a diagonal, or has no share in the term.
 
         Raises:
             ValueError: it is of other elements.
         """
         prior = self.prior.groups.get(group.name) if self.prior is not None else None
-        if prior is None or not (len(prior.eigenvalues) or prior.diagonal is not None):
+        if prior is None or not prior.share or not (len(prior.eigenvalues) or prior.diagonal is not None):
             return None
         if (prior.group.start, prior.group.stop) != (group.start, group.stop):
             raise ValueError(
@@ -250,8 +250,8 @@ class Binding:
         ridge = left_out / settings.prior_strength if settings.prior_strength > 0 else float("inf")
         if k:
             op.directions = directions_of(prior, first, last, dtype)
-            op.curvature = (prior.eigenvalues / scale).to(origin.device, dtype)
-            op.shrinkage = (prior.eigenvalues / (prior.eigenvalues + ridge)).to(origin.device, dtype)
+            op.curvature = (prior.eigenvalues * prior.share / scale).to(origin.device, dtype)
+            op.shrinkage = (prior.share * prior.eigenvalues / (prior.eigenvalues + ridge)).to(origin.device, dtype)
             op.columns = slice(used, used + k)
         if settings.damping_strength > 0 and settings.damping_range[1] > settings.damping_range[0]:
             op.prior_ranks = self._once("ranks", prior, lambda: prior_ranks(prior))[first:last]
@@ -262,8 +262,8 @@ class Binding:
             kept = self._once(f"origin {first}", prior, theta_0.clone)  # Copies start from the same values.
             op.remainder = Remainder(
                 codes=codes[first:last],
-                levels=r / scale,
-                shrinkage=(r / (r + ridge)).nan_to_num(),
+                levels=r * prior.share / scale,
+                shrinkage=(prior.share * r / (r + ridge)).nan_to_num(),
                 origin=kept if torch.equal(kept, theta_0) else theta_0.clone(),
             )
         return op

@@ -16,6 +16,7 @@ from torch import nn
 from srft.method.adapters import add_adapters, add_lora, add_prompts
 
 __all__ = [
+    "AUX_STREAM",
     "PARADIGMS",
     "PUBLISHED_RATES",
     "PUBLISHED_RATES_FE108",
@@ -37,6 +38,8 @@ PARADIGMS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("**.prompt.**", "backbone.patch_embed_aux.**"),
 }
 """Patterns of what trains; ``!`` keeps what it matches as pre-trained, and so does no match. The head follows ``freeze_head``."""
+AUX_STREAM = "backbone.*_aux.**"
+"""Pattern of the stream that RGB alone does not go through."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from srft.data.synthetic import WORLD_VERSION
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, merge_priors, weights_hash
 from srft.method.groups import groups_of
 from srft.method.kronecker import estimate_prior_kronecker
-from srft.method.paradigms import select_trainable, what_trains
+from srft.method.paradigms import AUX_STREAM, matches, select_trainable, what_trains
 from srft.method.prior import FORMAT
 from srft.method.streaming import estimate_prior_streaming
 from srft.model.losses import center_label_loss, tracking_loss
@@ -120,12 +120,13 @@ def wants_diagonal(config: TrainConfig) -> bool:
     return config.srft.diagonal or config.baseline.kind == "ewc"
 
 
-def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivity:
+def carry(prior: PriorSensitivity, network: MultiModalTracker, *, aux_share: float = 1.0) -> PriorSensitivity:
     """The prior by the names of a two-stream tracker; copies of a block share its eigenvectors.
 
     Args:
         prior: of the single-stream tracker.
         network: the tracker to train.
+        aux_share: share of the term that acts on copies in the auxiliary stream, which the source domain never goes through.
 
     Returns:
         The prior keyed by the network's trainable parameters and on its device; keys are unchanged for a single-stream network.
@@ -135,7 +136,10 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker) -> PriorSensitivi
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     if network.streams == 1:
         return prior.carried({name: name for name in names})
-    return prior.carried(two_stream_sources(network.arch.fusion_after, names))
+    carried = prior.carried(two_stream_sources(network.arch.fusion_after, names))
+    aux = {name for name, group in carried.groups.items() if matches(AUX_STREAM, group.group.parameter)}
+    shares = {name: replace(group, share=aux_share) if name in aux else group for name, group in carried.groups.items()}
+    return replace(carried, groups=shares)
 
 
 class SourcePairs:

@@ -183,7 +183,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
                 f"paradigm {config.paradigm} with srft.rank {config.srft.rank} and baseline.kind {config.baseline.kind} needs a prior, "
                 "None was given; pass one (source_prior)"
             )
-        carried = carry(prior.truncated(config.srft.rank), network)
+        carried = carry(prior.truncated(config.srft.rank), network, aux_share=config.srft.aux_share)
     model = worker.wrap(network)  # Before the optimizer is built: it may turn parameters into shards.
     optimizer = SRFTAdamW(
         parameter_groups(network, RATES[config.optim.rates], lr=config.optim.lr),
