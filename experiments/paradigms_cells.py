@@ -62,8 +62,12 @@ METHODS: dict[str, dict[str, Point]] = {
         f"{strength:g}, K=16": _srft(prior_strength=strength, rank=16, mode="penalty", diagonal=True) for strength in (100.0, 1000.0)
     },
     "penalty dense, aux": {
-        f"{strength:g}, share {share:g}": _srft(prior_strength=strength, rank=16, mode="penalty", diagonal=True, aux_share=share)
+        f"{strength:g}, aux {100 * share:g} %": _srft(prior_strength=strength, rank=16, diagonal=True, aux_share=share)
         for strength, share in ((1000.0, 0.1), (1000.0, 0.03), (300.0, 0.1), (1000.0, 0.0), (300.0, 0.0), (3000.0, 0.03))
+    },
+    "given back": {
+        f"{strength:g}, aux {100 * share:g} %": _srft(prior_strength=0.0, rank=0, give_back=strength, aux_share=share)
+        for strength, share in ((3.0, 0.1), (1.0, 0.1), (10.0, 0.1), (3.0, 1.0), (1.0, 1.0))
     },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
+from srft.method.giving_back import GivingBack
 from srft.model.pretrained import load_tracker
 from srft.training import checkpoint
 from srft.training import prior as prior_module
 from srft.training.checkpoint import CheckpointError, Progress
 from srft.training.epoch import Told
+from srft.training.prior import carry
 from srft.training.saving import Checkpointer
 from srft.training.state import read_tensors, write_tensors
 from srft.training.step import Worker, fine_tune, prepare, tuned_tracker
@@ -73,6 +76,10 @@ def exported(directory):
     return checkpoint.load(newest).weights
 
 
+def names_of(directory):
+    return torch.distributed.checkpoint.FileSystemReader(directory / "epoch_0001" / "state").read_metadata().state_dict_metadata
+
+
 def assert_same(a, b):
     torch.testing.assert_close(exported(a), exported(b), rtol=0, atol=0)
 
@@ -115,6 +122,30 @@ def test_what_is_exported_is_what_was_validated(whole, ready):
     assert measure(tracked).success_auc == pytest.approx(reports[1].metrics["val/success_auc"], abs=1e-12)
     plain = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema=0.0))
     assert checkpoint.load(directory / "epoch_0001").meta.digest != plain.digest()
+
+
+def test_a_run_that_gives_back_trains_the_same_and_exports_less(whole, tmp_path, cache):
+    config = dataclasses.replace(CONFIG, srft=dataclasses.replace(CONFIG.srft, give_back=2.0))
+    domain, prior = prepare(config, cache)
+    assert prior is not None
+    last = fine_tune(config, domain, prior, directory=tmp_path / "a")
+    with pytest.raises(Told, match="after step 7"):
+        fine_tune(config, domain, prior, directory=tmp_path / "b", worker=told_at(7))
+    fine_tune(config, domain, prior, directory=tmp_path / "b", resume=True)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    start = load_tracker("tiny_rgb", streams=2)
+    names = [name for name, p in start.named_parameters() if f"raw.{name}" in names_of(whole[0])]
+    raw = [{name: torch.zeros_like(start.state_dict()[name]) for name in names} for _ in range(2)]
+    for directory, values in zip((whole[0], tmp_path / "a"), raw, strict=True):
+        read_tensors(directory / "epoch_0001" / "state", {f"raw.{name}": value for name, value in values.items()})
+    torch.testing.assert_close(*raw, rtol=0, atol=1e-6)
+    for name in names:
+        start.get_parameter(name).requires_grad_(True)
+    expected = GivingBack.of(carry(prior, start), start.state_dict(), 2.0)(exported(whole[0]))
+    torch.testing.assert_close(exported(tmp_path / "a"), expected, rtol=0, atol=1e-6)
+    tracker = tuned_tracker(tmp_path / "a" / "epoch_0001")
+    tracked = [(t.boxes, s.boxes, s.absent) for t, s in zip(track_sequences(tracker, domain.val), domain.val, strict=True)]
+    assert measure(tracked).success_auc == pytest.approx(last.metrics["val/success_auc"], abs=1e-12)
 
 
 def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):

@@ -202,9 +202,12 @@ class SRFTConfig:
     """How: from all gradients at once, in bounded memory, or as Kronecker products (many eigenpairs of large networks)."""
     diagonal: bool = False
     """Also keep what the eigenpairs leave out of the diagonal: low rank + diagonal; costs a copy of the pre-trained weights."""
+    give_back: float = 0.0
+    """How far tuned weights return to their pre-trained values, each by its prior sensitivity, before they are validated and exported
+    [rho]; training goes on from the weights as they are. 0: not at all."""
     aux_share: float = 1.0
-    """Share of the tangent-space term that acts on the auxiliary stream: it starts from copied weights, but the source domain, which the
-    prior was estimated on, never goes through it."""
+    """Share of the tangent-space term, and of what is given back, in the auxiliary stream: it starts from copied weights, but the source
+    domain, which the prior was estimated on, never goes through it."""
     refresh: int = 10
     """Steps between two refreshes of the transfer statistics [R]."""
 
@@ -218,6 +221,7 @@ class SRFTConfig:
         moves = self.damped_rate == "reduced" or self.damping_strength * (low + high) < 2
         _check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
         _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
+        _check(0 <= self.give_back < math.inf, "srft.give_back", self.give_back, "at least 0")
         _check(0 <= self.aux_share < math.inf, "srft.aux_share", self.aux_share, "at least 0")
         _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
         words = {

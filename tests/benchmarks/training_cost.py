@@ -100,7 +100,7 @@ def measure_checkpoint() -> dict[str, Any]:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
     optimizer.step()
-    tensors, blocked, whole = resumable(optimizer, None), [], []
+    tensors, blocked, whole = resumable(optimizer, {}, {}), [], []
     with tempfile.TemporaryDirectory() as folder:
         saver = Checkpointer(Path(folder), TrainConfig(), Worker())
         saver.expect(tracker.state_dict(), tensors)

@@ -64,6 +64,14 @@ class PriorSensitivity:
             raise ValueError(f"rank is {rank}, but the prior holds {self.rank} eigenpairs per operation; estimate it again with more")
         return replace(self, groups={name: group.truncated(rank) for name, group in self.groups.items()}, rank=rank)
 
+    def without_diagonal(self) -> PriorSensitivity:
+        """The eigenpairs alone.
+
+        Returns:
+            A prior that shares storage with this one.
+        """
+        return replace(self, groups={name: replace(group, diagonal=None) for name, group in self.groups.items()})
+
     def carried(self, key_map: Mapping[str, str]) -> PriorSensitivity:
         """The prior of a model whose weights were copied from this one's.
 

@@ -20,6 +20,7 @@ from srft.data.loader import PairLoader
 from srft.data.sequence import Domain, Sequence
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
+from srft.method.giving_back import GivingBack
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import add_parts
 from srft.method.sparsity import LocalExchange, MergedStatistics, StatisticsExchange
@@ -62,6 +63,7 @@ class Training:
     energies: LocalEnergies | None
     """Where workers see their own gradients."""
     mean: RunningMean | None
+    giving: GivingBack | None
     loader: PairLoader
     exchange: StatisticsExchange
     checkpoints: Checkpointer
@@ -86,6 +88,21 @@ class Training:
         """
         return epochs * self.config.optim.steps_per_epoch
 
+    @property
+    def raw(self) -> dict[str, torch.nn.Parameter]:
+        """The trained parameters by name where something else is validated and exported, otherwise none."""
+        same = self.mean is None and self.giving is None
+        return {} if same else {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def resumable(self) -> dict[str, torch.Tensor]:
+        """What resuming needs besides the exported weights.
+
+        Returns:
+            The very tensors, by name.
+        """
+        means = self.mean.values if self.mean and self.giving else {}
+        return resumable(self.optimizer, self.raw, means)
+
     def restore(self, directory: Path) -> EpochReport | None:
         """Go on from the newest valid checkpoint, if there is one.
 
@@ -95,7 +112,7 @@ class Training:
         Returns:
             The last finished epoch.
         """
-        saved = restore(self.config, directory, self.network, self.optimizer, self.mean)
+        saved = restore(self.config, directory, self.network, self.optimizer, self.mean, self.resumable())
         if saved is None:
             return None
         state, meta = saved.state, saved.meta
@@ -131,7 +148,7 @@ class Training:
             "merged": self.merged.to_bytes() if self.merged else None,
             "exchange": exchange,
         }
-        self.checkpoints.save(progress, self._exported(), resumable(self.optimizer, self.mean), values)
+        self.checkpoints.save(progress, self._exported(), self.resumable(), values)
 
     def run_epoch(self, epoch: int, domain: Domain) -> dict[str, float]:
         """Train, or go on with, one epoch and validate.
@@ -204,11 +221,11 @@ class Training:
         weights = full_weights(self.network)
         if self.mean:
             weights |= {n: v.full_tensor() if hasattr(v, "full_tensor") else v for n, v in self.mean.values.items()}  # pyrefly: ignore
-        return weights
+        return self.giving(weights) if self.giving else weights
 
     def _validated(self) -> MultiModalTracker:
         # What is exported is what is validated. Workers track different numbers of frames, so that shards cannot be asked for.
-        if self.worker.whole and self.mean is None:
+        if self.worker.whole and not self.raw:
             return self.network
         network = MultiModalTracker(self.network.arch, self.network.streams)
         add_parts(network, self.config.paradigm, seed=self.config.seed)

@@ -102,9 +102,10 @@ def wants_prior(config: TrainConfig) -> bool:
         config: the run.
 
     Returns:
-        True for a regularized run that keeps eigenpairs or the diagonal, and for EWC.
+        True for a regularized run that keeps eigenpairs or the diagonal or gives back, and for EWC.
     """
-    regularized = what_trains(config.paradigm)[1] and (config.srft.rank > 0 or config.srft.diagonal)
+    srft = config.srft
+    regularized = what_trains(config.paradigm)[1] and (srft.rank > 0 or srft.diagonal or srft.give_back > 0)
     return regularized or config.baseline.kind == "ewc"
 
 
@@ -115,9 +116,9 @@ def wants_diagonal(config: TrainConfig) -> bool:
         config: the run.
 
     Returns:
-        True if its steps use it, and for EWC.
+        True if its steps use it or it gives back, and for EWC.
     """
-    return config.srft.diagonal or config.baseline.kind == "ewc"
+    return config.srft.diagonal or config.srft.give_back > 0 or config.baseline.kind == "ewc"
 
 
 def carry(prior: PriorSensitivity, network: MultiModalTracker, *, aux_share: float = 1.0) -> PriorSensitivity:

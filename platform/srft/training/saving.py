@@ -108,21 +108,29 @@ def _together(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> d
     return {f"weights.{n}": t for n, t in weights.items()} | {f"state.{n}": t for n, t in tensors.items()}
 
 
-def resumable(optimizer: SRFTAdamW, mean: RunningMean | None) -> dict[str, Tensor]:
+def resumable(optimizer: SRFTAdamW, raw: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that resuming needs besides the exported weights.
 
     Args:
         optimizer: all of its state.
-        mean: of the weights, if the run keeps one: it is what is exported, so that the weights themselves are kept here.
+        raw: the trained weights by name, if they are not what is exported.
+        means: running means of them, if they are not what is exported either.
 
     Returns:
         By name, the very tensors that are trained.
     """
-    raw = {} if mean is None else {f"raw.{name}": p.detach() for name, p in mean.parameters.items()}
-    return optimizer.named_state() | raw
+    others = {f"raw.{name}": p.detach() for name, p in raw.items()} | {f"mean.{name}": value for name, value in means.items()}
+    return optimizer.named_state() | others
 
 
-def restore(config: TrainConfig, directory: Path, network: nn.Module, optimizer: SRFTAdamW, mean: RunningMean | None) -> Checkpoint | None:
+def restore(
+    config: TrainConfig,
+    directory: Path,
+    network: nn.Module,
+    optimizer: SRFTAdamW,
+    mean: RunningMean | None,
+    tensors: Mapping[str, Tensor],
+) -> Checkpoint | None:
     """Fill a network, its optimizer and running mean from a run's newest valid checkpoint.
 
     Args:
@@ -130,7 +138,8 @@ def restore(config: TrainConfig, directory: Path, network: nn.Module, optimizer:
         directory: of the run.
         network: as it is trained, sharded or not.
         optimizer: of its parameters.
-        mean: of its weights, if the run keeps one.
+        mean: of its weights, if the run keeps one; from the exported weights, unless ``tensors`` has it.
+        tensors: of :func:`resumable`, filled in place.
 
     Returns:
         The checkpoint, None without one.
@@ -149,7 +158,7 @@ def restore(config: TrainConfig, directory: Path, network: nn.Module, optimizer:
     set_weights(network, saved.weights)
     if mean is not None:
         mean.begin_here()
-    read_tensors(saved.tensors, resumable(optimizer, mean))
+    read_tensors(saved.tensors, tensors)
     optimizer.resume(saved.state["method"])
     log.info("resuming from %s", newest)
     return saved

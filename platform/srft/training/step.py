@@ -15,6 +15,7 @@ from srft.data.pairs import PairSampler
 from srft.data.sampling import dealt
 from srft.data.sequence import Domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
+from srft.method.giving_back import GivingBack
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains
 from srft.method.prior import PriorSensitivity
@@ -27,7 +28,7 @@ from srft.training import checkpoint
 from srft.training.checkpoint import Progress
 from srft.training.epoch import EpochReport, Training
 from srft.training.prior import carry, source_prior, wants_prior
-from srft.training.saving import Checkpointer, resumable
+from srft.training.saving import Checkpointer
 from srft.training.update import RunningMean, Updater
 from srft.training.worker import LocalEnergies, Worker
 
@@ -72,7 +73,7 @@ def fine_tune(
         raise ConfigError(f"{found}: the directory holds checkpoints of an earlier start; resume it or choose another directory")
     training = build(config, domain, prior, worker, Checkpointer(directory, config, worker))
     report = training.restore(directory) if resume else None
-    training.checkpoints.expect(training.network.state_dict(), resumable(training.optimizer, training.mean))
+    training.checkpoints.expect(training.network.state_dict(), training.resumable())
     try:
         for epoch in range(training.epoch, config.optim.epochs):
             report = EpochReport(epoch=epoch, step=training.steps_done(epoch + 1), metrics=training.run_epoch(epoch, domain))
@@ -184,6 +185,11 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
                 "None was given; pass one (source_prior)"
             )
         carried = carry(prior.truncated(config.srft.rank), network, aux_share=config.srft.aux_share)
+    giving: GivingBack | None = None
+    if regularized and carried is not None and config.srft.give_back > 0:
+        giving = GivingBack.of(carried, network.state_dict(), config.srft.give_back)
+    if carried is not None and not (config.srft.diagonal or config.baseline.kind == "ewc"):
+        carried = carried.without_diagonal()
     model = worker.wrap(network)  # Before the optimizer is built: it may turn parameters into shards.
     optimizer = SRFTAdamW(
         parameter_groups(network, RATES[config.optim.rates], lr=config.optim.lr),
@@ -205,6 +211,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
         update=Updater(model, optimizer, config.optim),
         energies=energies if regularized and energies.attach(model) else None,
         mean=RunningMean(trained, config.optim.ema) if config.optim.ema else None,
+        giving=giving,
         loader=_loader(config, domain, network.arch, worker),
         exchange=worker.statistics or LocalExchange(config.srft.refresh),
         checkpoints=checkpoints,
