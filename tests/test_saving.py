@@ -1,23 +1,27 @@
 """Checkpoints of real runs: inside an epoch, of running means, by a thread, sharded over processes, and back."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint
 
-from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.commands import give_back
+from srft.commands.give_back import GiveBack
+from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
 from srft.method.giving_back import GivingBack
+from srft.method.paradigms import select_trainable
 from srft.model.pretrained import load_tracker
 from srft.training import checkpoint
 from srft.training import prior as prior_module
 from srft.training.checkpoint import CheckpointError, Progress
 from srft.training.epoch import Told
 from srft.training.prior import carry
+from srft.training.returning import trackers, weights_as_trained
 from srft.training.saving import Checkpointer
 from srft.training.state import read_tensors, write_tensors
 from srft.training.step import Worker, fine_tune, prepare, tuned_tracker
@@ -76,10 +80,6 @@ def exported(directory):
     return checkpoint.load(newest).weights
 
 
-def names_of(directory):
-    return torch.distributed.checkpoint.FileSystemReader(directory / "epoch_0001" / "state").read_metadata().state_dict_metadata
-
-
 def assert_same(a, b):
     torch.testing.assert_close(exported(a), exported(b), rtol=0, atol=0)
 
@@ -133,19 +133,47 @@ def test_a_run_that_gives_back_trains_the_same_and_exports_less(whole, tmp_path,
         fine_tune(config, domain, prior, directory=tmp_path / "b", worker=told_at(7))
     fine_tune(config, domain, prior, directory=tmp_path / "b", resume=True)
     assert_same(tmp_path / "a", tmp_path / "b")
-    start = load_tracker("tiny_rgb", streams=2)
-    names = [name for name, p in start.named_parameters() if f"raw.{name}" in names_of(whole[0])]
-    raw = [{name: torch.zeros_like(start.state_dict()[name]) for name in names} for _ in range(2)]
-    for directory, values in zip((whole[0], tmp_path / "a"), raw, strict=True):
-        read_tensors(directory / "epoch_0001" / "state", {f"raw.{name}": value for name, value in values.items()})
+    raw = [weights_as_trained(directory / "epoch_0001") for directory in (whole[0], tmp_path / "a")]
     torch.testing.assert_close(*raw, rtol=0, atol=1e-6)
-    for name in names:
-        start.get_parameter(name).requires_grad_(True)
-    expected = GivingBack.of(carry(prior, start), start.state_dict(), 2.0)(exported(whole[0]))
+    assert any(not torch.equal(raw[1][name], w) for name, w in exported(tmp_path / "a").items())
+    start = load_tracker("tiny_rgb", streams=2)
+    select_trainable(start, "full", freeze_head=True)
+    expected = GivingBack.of(carry(prior, start), start.state_dict(), 2.0)(exported(whole[0]))  # of the running mean
     torch.testing.assert_close(exported(tmp_path / "a"), expected, rtol=0, atol=1e-6)
     tracker = tuned_tracker(tmp_path / "a" / "epoch_0001")
     tracked = [(t.boxes, s.boxes, s.absent) for t, s in zip(track_sequences(tracker, domain.val), domain.val, strict=True)]
     assert measure(tracked).success_auc == pytest.approx(last.metrics["val/success_auc"], abs=1e-12)
+
+
+def test_one_run_gives_the_trackers_of_all_strengths(tmp_path, cache, capsys):
+    plain = dataclasses.replace(CONFIG.optim, ema=0.0, epochs=1)
+    ends = {}
+    for strength in (0.0, 3.0):
+        srft = SRFTConfig(rank=0, prior_strength=0.0, fisher_samples=4, give_back=strength, aux_share=0.25)
+        config = dataclasses.replace(CONFIG, optim=plain, srft=srft)
+        ends[strength] = tmp_path / str(strength)
+        fine_tune(config, *prepare(config, cache), directory=ends[strength])
+    for made_with in ends:
+        _, of_strength = trackers(ends[made_with] / "epoch_0000", cache, aux_share=0.25)
+        for strength, directory in ends.items():
+            torch.testing.assert_close(dict(of_strength(strength).state_dict()), exported(directory), rtol=0, atol=1e-6)
+    figures, picture, written = (tmp_path / name for name in ("front.json", "front.png", "back.safetensors"))
+    give_back.run(GiveBack(run=ends[0.0], strengths=(0.0, 3.0), aux_share=0.25, cache=cache, json=figures, plot=picture))
+    shown = capsys.readouterr().out
+    assert f"{ends[0.0] / 'epoch_0000'}: success AUC" in shown
+    lines = json.loads(figures.read_text())["validation"]
+    for line, directory in zip(lines, ends.values(), strict=True):  # what the runs themselves measured
+        metrics = checkpoint.history(directory)[-1]["metrics"]
+        assert (line["target"], line["source"]) == pytest.approx((metrics["val/success_auc"], metrics["source/success_auc"]), abs=1e-9)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    give_back.run(GiveBack(run=ends[0.0] / "epoch_0000", write=3.0, aux_share=0.25, cache=cache, out=written))
+    torch.testing.assert_close(load_tracker(written).state_dict(), exported(ends[3.0]), rtol=0, atol=1e-6, check_device=False)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        give_back.run(GiveBack(run=tmp_path))
+    lora = dataclasses.replace(CONFIG, paradigm="lora", optim=plain)
+    fine_tune(lora, *prepare(lora, cache), directory=tmp_path / "lora")
+    with pytest.raises(ConfigError, match="paradigm is lora; expected full or srft"):
+        trackers(tmp_path / "lora" / "epoch_0000", cache)
 
 
 def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):

@@ -14,6 +14,7 @@ from srft.commands.data import Data
 from srft.commands.evaluate import Evaluate
 from srft.commands.events import Events
 from srft.commands.export import Export
+from srft.commands.give_back import GiveBack
 from srft.commands.report import Report
 from srft.commands.retrain import Retrain
 from srft.commands.score import Score
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Events, tyro.conf.subcommand("events")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[GiveBack, tyro.conf.subcommand("give-back")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Retrain, tyro.conf.subcommand("retrain")]
     | Annotated[Score, tyro.conf.subcommand("score")]

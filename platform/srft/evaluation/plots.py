@@ -59,6 +59,26 @@ def success_plot(trackers: Mapping[str, Measures], path: Path, *, title: str) ->
     save_figure(figure, path)
 
 
+def front_plot(points: Several[tuple[float, float, str]], path: Path, *, title: str) -> None:
+    """Draw what trackers learned against what they kept, joined in the order given.
+
+    Args:
+        points: success AUC on the source and on the target, 0 to 1, and what to write beside them.
+        path: PNG to write.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([100 * source for source, _, _ in points], [100 * target for _, target, _ in points], marker="o")
+    for source, target, label in points:
+        axes.annotate(label, (100 * source, 100 * target), textcoords="offset points", xytext=(6, 4))
+    axes.set(xlabel="kept of the source: RGB-only success AUC, %", ylabel="target success AUC, %", title=title)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 _AXES = {
     "success": ("overlap threshold", "success rate", ("success_auc", "msr")),
     "precision": ("centre error threshold (pixels)", "precision", ("precision_20", "mpr")),

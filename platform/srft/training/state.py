@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srft.training.checkpoint import CheckpointError
 
-__all__ = ["read_tensors", "staged", "write_tensors"]
+__all__ = ["read_tensors", "staged", "write_tensors", "written_names"]
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> None:
@@ -54,6 +54,20 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             )
     _quiet()
     dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+
+
+def written_names(folder: Path) -> list[str]:
+    """What a folder holds.
+
+    Args:
+        folder: written by :func:`write_tensors`.
+
+    Returns:
+        Names of its tensors.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    return sorted(dcp.FileSystemReader(folder).read_metadata().state_dict_metadata)
 
 
 @torch.no_grad()
