@@ -67,7 +67,11 @@ METHODS: dict[str, dict[str, Point]] = {
     },
     "given back": {
         f"{strength:g}, aux {100 * share:g} %": _srft(prior_strength=0.0, rank=0, give_back=strength, aux_share=share)
-        for strength, share in ((3.0, 0.1), (1.0, 0.1), (10.0, 0.1), (3.0, 1.0), (1.0, 1.0))
+        for strength, share in ((3.0, 0.1), (1.0, 0.1), (10.0, 0.1), (1.0, 1.0), (3.0, 1.0))
+    },
+    "given back alike": {
+        f"{strength:g}, aux {100 * share:g} %": _srft(prior_strength=0.0, rank=0, give_back=strength, aux_share=share, give_back_by="alike")
+        for strength, share in ((2.0, 0.1), (1.0, 0.1), (5.0, 0.1), (1.0, 1.0))
     },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)

@@ -80,6 +80,7 @@ def test_digest_follows_every_setting_but_name_and_layout(key):
         "tracker.preset": "base", "tracker.pretrained": "other", "data.modality": "rgbd",
         "srft.schedule": "cosine", "srft.mode": "proximal", "srft.scale": "group", "srft.transfer": "two_step", "srft.fisher": "mc",
         "srft.damping_range": [0.2, 0.3], "srft.damped": "prior", "srft.damped_rate": "kept",
+        "srft.give_back_by": "alike",
         "srft.estimator": "kronecker", "baseline.kind": "l2_sp", "optim.rates": "published", "optim.precision": "bf16",
         "optim.decay": "step", "optim.ema": 0.9, "tracker.drop_path": 0.1,
         "optim.lr": 0.01, "optim.warmup": 0.2, "srft.damping_strength": 0.5,

@@ -59,8 +59,9 @@ def test_equal_sensitivities_are_the_interpolation_of_weights():
     prior = make_prior(model, diagonal=True)
     groups = {n: replace(p, diagonal=torch.full_like(p.measure(), 7.0)) for n, p in prior.groups.items()}
     start, tuned = model.state_dict(), displaced(model)
-    for name, w in GivingBack.of(replace(prior, groups=groups), start, 1.0)(tuned).items():
-        torch.testing.assert_close(w, (start[name] + tuned[name]) / 2, rtol=0, atol=1e-6)
+    for giving in (GivingBack.of(replace(prior, groups=groups), start, 1.0), GivingBack.of(prior, start, 1.0, alike=True)):
+        for name, w in giving(tuned).items():
+            torch.testing.assert_close(w, (start[name] + tuned[name]) / 2, rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be():

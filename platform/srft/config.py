@@ -19,6 +19,7 @@ TangentMode = Literal["penalty", "proximal", "projection"]
 PriorScale = Literal["global", "group"]
 TransferSource = Literal["adam", "two_step"]
 Damped = Literal["both", "opposed", "prior"]
+ReturnBy = Literal["sensitivity", "alike"]
 DampedRate = Literal["reduced", "kept"]
 FisherType = Literal["empirical", "mc"]
 PriorEstimator = Literal["exact", "streaming", "kronecker"]
@@ -205,6 +206,8 @@ class SRFTConfig:
     give_back: float = 0.0
     """How far tuned weights return to their pre-trained values, each by its prior sensitivity, before they are validated and exported
     [rho]; training goes on from the weights as they are. 0: not at all."""
+    give_back_by: ReturnBy = "sensitivity"
+    """What says how far a weight returns: its prior sensitivity, or nothing, all alike (the interpolation of weights)."""
     aux_share: float = 1.0
     """Share of the tangent-space term, and of what is given back, in the auxiliary stream: it starts from copied weights, but the source
     domain, which the prior was estimated on, never goes through it."""
@@ -231,6 +234,7 @@ class SRFTConfig:
             "transfer": TransferSource,
             "damped": Damped,
             "damped_rate": DampedRate,
+            "give_back_by": ReturnBy,
             "fisher": FisherType,
             "estimator": PriorEstimator,
         }

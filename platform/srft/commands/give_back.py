@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from srft.config import ReturnBy
+
 
 @dataclass(frozen=True, kw_only=True)
 class GiveBack:
@@ -25,6 +27,8 @@ class GiveBack:
     """How far weights return; 0 leaves them as they were trained."""
     aux_share: float | None = None
     """Share of the strength in the auxiliary stream; the run's srft.aux_share when left out."""
+    by: ReturnBy = "sensitivity"
+    """What says how far a weight returns: its prior sensitivity, or nothing, all alike."""
     write: float | None = None
     """Write the tracker of this strength to --out instead."""
     out: Path = Path("given_back.safetensors")
@@ -54,7 +58,7 @@ def run(command: GiveBack) -> None:
     if folder is None:
         raise ValueError(f"{command.run}: no checkpoint; expected an epoch_* directory, or the directory of a run")
     cache = command.cache or _cache(folder)
-    config, given_back = trackers(folder, cache, aux_share=command.aux_share)
+    config, given_back = trackers(folder, cache, aux_share=command.aux_share, by=command.by)
     if command.write is not None:
         from srft.model.pretrained import save_tracker
 

@@ -34,13 +34,14 @@ class GivingBack:
 
     @staticmethod
     @torch.no_grad()
-    def of(prior: PriorSensitivity, weights: Mapping[str, Tensor], strength: float) -> GivingBack:
+    def of(prior: PriorSensitivity, weights: Mapping[str, Tensor], strength: float, *, alike: bool = False) -> GivingBack:
         """From the prior of a network.
 
         Args:
             prior: by the network's parameters; its diagonal where it has one, else that of the kept eigenpairs.
             weights: of the network before tuning, by parameter; copied.
             strength: rho; 0 gives nothing back.
+            alike: h = 1 for all elements that have a prior, whatever it says.
 
         Returns:
             What to apply to tuned weights; elements without a prior keep all of their displacement.
@@ -51,7 +52,7 @@ class GivingBack:
         if not 0 <= strength < math.inf:
             raise ValueError(f"strength is {strength}; expected a number of at least 0")
         groups = prior.groups.values()
-        measures = {group.group: group.measure().float() for group in groups}
+        measures = {g.group: torch.ones(g.group.numel) if alike else g.measure().float() for g in groups}
         mean = sum(float(m.sum(dtype=torch.float64)) for m in measures.values()) / max(1, sum(g.numel for g in measures))
         if not mean > 0:
             raise ValueError(

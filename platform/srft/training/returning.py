@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srft.config import ConfigError, TrainConfig
+from srft.config import ConfigError, ReturnBy, TrainConfig
 from srft.method.giving_back import GivingBack
 from srft.method.paradigms import select_trainable, what_trains
 from srft.model.pretrained import load_tracker
@@ -39,13 +39,16 @@ def weights_as_trained(folder: Path) -> dict[str, Tensor]:
     return saved.weights | raw
 
 
-def trackers(folder: Path, cache: Path, *, aux_share: float | None = None) -> tuple[TrainConfig, Callable[[float], MultiModalTracker]]:
+def trackers(
+    folder: Path, cache: Path, *, aux_share: float | None = None, by: ReturnBy = "sensitivity"
+) -> tuple[TrainConfig, Callable[[float], MultiModalTracker]]:
     """What a run would have exported under other strengths; of a run with a running mean, of the weights without it.
 
     Args:
         folder: an ``epoch_*`` directory of a run that trained all of the tracker, regularized or not.
         cache: folder of priors and rendered sequences; a prior that is missing is estimated.
         aux_share: of the auxiliary stream; the run's own when None.
+        by: what says how far a weight returns.
 
     Returns:
         The run's configuration, and a function from a strength to the tracker, in eval mode, which the next call changes.
@@ -66,7 +69,7 @@ def trackers(folder: Path, cache: Path, *, aux_share: float | None = None) -> tu
     trained = weights_as_trained(folder)
 
     def given_back(strength: float) -> MultiModalTracker:
-        network.load_state_dict(GivingBack.of(prior, start, strength)(trained))
+        network.load_state_dict(GivingBack.of(prior, start, strength, alike=by == "alike")(trained))
         return network.eval()
 
     return config, given_back

@@ -187,7 +187,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
         carried = carry(prior.truncated(config.srft.rank), network, aux_share=config.srft.aux_share)
     giving: GivingBack | None = None
     if regularized and carried is not None and config.srft.give_back > 0:
-        giving = GivingBack.of(carried, network.state_dict(), config.srft.give_back)
+        giving = GivingBack.of(carried, network.state_dict(), config.srft.give_back, alike=config.srft.give_back_by == "alike")
     if carried is not None and not (config.srft.diagonal or config.baseline.kind == "ewc"):
         carried = carried.without_diagonal()
     model = worker.wrap(network)  # Before the optimizer is built: it may turn parameters into shards.
