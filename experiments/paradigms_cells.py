@@ -73,6 +73,13 @@ METHODS: dict[str, dict[str, Point]] = {
         f"{strength:g}, aux {100 * share:g} %": _srft(prior_strength=0.0, rank=0, give_back=strength, aux_share=share, give_back_by="alike")
         for strength, share in ((2.0, 0.1), (1.0, 0.1), (5.0, 0.1), (1.0, 1.0))
     },
+    "penalty, given back": {
+        f"{schedule}, 100, {strength:g}, aux 10 %": {
+            **_srft(prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1),
+            "srft.schedule": schedule,
+        }
+        for schedule, strength in (("power", 3.0), ("constant", 3.0), ("constant", 1.0))
+    },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)
     },
