@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from srft.config import Modality, TrainConfig, to_flat
+from srft.config import BEFORE, Modality, TrainConfig, to_flat
 from srft.settings import from_flat
 
 __all__ = ["METHODS", "Cell", "cells_of", "identity"]
@@ -114,7 +114,7 @@ FIRST = ("fft", "penalty", "proximal dense", "lora", "ewc decoupled", "l2-sp dec
 
 
 def identity(config: TrainConfig) -> str:
-    """What a finished cell is known by: a digest of the settings that are not the usual ones, so that settings added later change nothing.
+    """What a finished cell is known by: a digest of the settings that are not as in the first cells, so that new settings change nothing.
 
     Args:
         config: of the cell.
@@ -122,7 +122,7 @@ def identity(config: TrainConfig) -> str:
     Returns:
         Twelve hex digits.
     """
-    usual = to_flat(TrainConfig())
+    usual = to_flat(TrainConfig()) | BEFORE
     changed = {key: value for key, value in to_flat(config).items() if key != "name" and value != usual[key]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(whole, tmp_path, domain,
 
 
 def test_full_is_srft_without_strengths(whole, full, tmp_path, domain, prior):
-    idle = dataclasses.replace(CONFIG.srft, prior_strength=0.0, damping_strength=0.0)
+    idle = dataclasses.replace(CONFIG.srft, prior_strength=0.0, damping_strength=0.0, give_back=0.0)
     fine_tune(changed(srft=idle), domain, prior, directory=tmp_path)
     assert same(tmp_path, full)
     assert not same(whole[0], full)

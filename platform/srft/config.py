@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -203,12 +204,12 @@ class SRFTConfig:
     """How: from all gradients at once, in bounded memory, or as Kronecker products (many eigenpairs of large networks)."""
     diagonal: bool = False
     """Also keep what the eigenpairs leave out of the diagonal: low rank + diagonal; costs a copy of the pre-trained weights."""
-    give_back: float = 0.0
+    give_back: float = 3.0
     """How far tuned weights return to their pre-trained values, each by its prior sensitivity, before they are validated and exported
     [rho]; training goes on from the weights as they are. 0: not at all."""
     give_back_by: ReturnBy = "sensitivity"
     """What says how far a weight returns: its prior sensitivity, or nothing, all alike (the interpolation of weights)."""
-    aux_share: float = 1.0
+    aux_share: float = 0.1
     """Share of the tangent-space term, and of what is given back, in the auxiliary stream: it starts from copied weights, but the source
     domain, which the prior was estimated on, never goes through it."""
     refresh: int = 10
@@ -363,6 +364,9 @@ class TrainConfig:
         flat = {key: value for key, value in to_flat(self).items() if key not in LAYOUT}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
+
+BEFORE: Mapping[str, Any] = {"srft.give_back": 0.0, "srft.aux_share": 1.0}
+"""What runs did that were recorded before these settings existed, where that is not the default."""
 
 LAYOUT = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers", "data.loader")
 """Settings that say what a run is called and how it is carried out, not what it trains."""

@@ -314,7 +314,7 @@ def srft_space() -> Space:
     """The method's own settings and the learning rate.
 
     Returns:
-        K, kappa, schedule, both regularization strengths and the peak learning rate.
+        K, kappa, schedule, strength of the tangent-space term and of giving back, and the peak learning rate.
     """
     return Space(
         {
@@ -322,7 +322,7 @@ def srft_space() -> Space:
             "srft.kappa": LogUniform(0.25, 4.0),
             "srft.schedule": Choice(("power", "cosine", "exponential")),
             "srft.prior_strength": LogUniform(1.0, 10_000.0),
-            "srft.damping_strength": Uniform(0.0, 1.0),
+            "srft.give_back": LogUniform(0.5, 20.0),
             "optim.lr": LogUniform(1e-4, 1e-3),
         }
     )
@@ -332,11 +332,13 @@ def wide_space() -> Space:
     """Everything about the method that a larger study may ask about.
 
     Returns:
-        :func:`srft_space`, and the damping's range, the term's form, the paradigm and the weight decay.
+        :func:`srft_space`, and the auxiliary stream's share, the damping and its range, the term's form, the paradigm and the weight decay.
     """
     return Space(
         {
             **srft_space().dimensions,
+            "srft.aux_share": LogUniform(0.03, 1.0),
+            "srft.damping_strength": Uniform(0.0, 1.0),
             "srft.damping_range": Choice(((0.25, 0.65), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0))),
             "srft.mode": Choice(("penalty", "proximal", "projection")),
             "paradigm": Choice(("srft", "srft-lora", "srft-adapter", "srft-prompt")),
