@@ -151,12 +151,13 @@ def describe(config: TrainConfig) -> str:
         config: the run.
 
     Returns:
-        Such as ``SRFT K=16 power k=0.5 p=100 d=0.3 lr=3.0e-04``.
+        Such as ``SRFT K=16 power k=0.5 p=100 b=3 lr=3.0e-04``: strengths of the term (p), of giving back (b) and of damping (d), if any.
     """
     if not config.paradigm.startswith("srft"):
         return f"{'FFT' if config.paradigm == 'full' else config.paradigm} lr={config.optim.lr:.1e}"
     s = config.srft
-    settings = f"K={s.rank} {s.schedule} k={s.kappa:.2g} p={s.prior_strength:.3g} d={s.damping_strength:.2g}"
+    damping = f" d={s.damping_strength:.2g}" if s.damping_strength else ""
+    settings = f"K={s.rank} {s.schedule} k={s.kappa:.2g} p={s.prior_strength:.3g} b={s.give_back:.2g}{damping}"
     return f"{config.paradigm.upper()} {settings} lr={config.optim.lr:.1e}"
 
 

@@ -47,7 +47,7 @@ class Sweep:
     objective: Objective = "target"
     """What the best trial is best at: the target domain, or the compromise between that and what was kept of the source domain (pareto)."""
     space: Literal["srft", "wide"] = "srft"
-    """K, kappa, schedule, both strengths and the rate; or also the damping's range, the term's form, the paradigm and the weight decay.
+    """K, kappa, schedule, strengths of the term and of giving back, and the rate; or also the damping, the term's form, the paradigm, ...
     With --search pbt those of them that can change while a trial trains."""
     vary: tuple[str, ...] = ()
     """Settings to vary instead: key=a,b,c or key=low..high or key=low..high:log."""
