@@ -144,7 +144,7 @@ def test_options_decide_the_study() -> None:
         make_study(Sweep(search="grid"))
     population = make_study(Sweep(search="pbt", quick=True))
     assert population.num_samples == 4
-    assert population.space.dimensions.keys() == srft_space().dimensions.keys() - {"srft.rank"}
+    assert population.space.dimensions.keys() == srft_space().dimensions.keys() - {"srft.rank", "srft.give_back"}
 
 
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:
