@@ -67,16 +67,17 @@ def test_load_refuses_another_model_and_broken_files(tmp_path):
 
 
 def test_cached_files_of_another_format_are_never_met(tmp_path, monkeypatch):
-    from srft.config import TrainConfig
+    from srft.config import SRFTConfig, TrainConfig
     from srft.training import prior as cached
 
+    config = TrainConfig(name="t", srft=SRFTConfig(give_back=0.0))  # without the diagonal
     prior, asked = estimate(net(), samples(), 1), []
     for unneeded in ("source_training", "SourcePairs"):
         monkeypatch.setattr(cached, unneeded, lambda *args, **kw: ())
     monkeypatch.setitem(cached._ESTIMATORS, "exact", lambda *args, **kw: asked.append(1) or prior)
     for name in ("srft-prior-0", "srft-prior-9"):
         monkeypatch.setattr(cached, "FORMAT", name)
-        cached.source_prior(TrainConfig(name="t"), tmp_path, rank=1)
+        cached.source_prior(config, tmp_path, rank=1)
     assert len(asked) == len(list(tmp_path.iterdir())) == 2
 
 
