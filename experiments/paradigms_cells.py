@@ -122,7 +122,7 @@ def identity(config: TrainConfig) -> str:
     Returns:
         Twelve hex digits.
     """
-    usual = to_flat(TrainConfig()) | BEFORE
+    usual = {**to_flat(TrainConfig()), **BEFORE}
     changed = {key: value for key, value in to_flat(config).items() if key != "name" and value != usual[key]}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -99,7 +99,7 @@ def config_of(params: Mapping[str, str], *, source: str) -> TrainConfig:
         raise ConfigError(
             f"{source} has no settings (optim.lr is missing among its {len(params)} params); give a trial's run, not a study's"
         )
-    return from_flat(dict(BEFORE) | values, source=source)
+    return from_flat({**BEFORE, **values}, source=source)
 
 
 def _chosen(client: MlflowClient, run_id: str, study: str, trial: int | None) -> Any:

@@ -56,7 +56,7 @@ def trackers(
     Raises:
         ConfigError: the run trained added parts, which have no pre-trained values.
     """
-    config = from_flat(dict(BEFORE) | checkpoint.read_meta(folder).config, source=str(folder))
+    config = from_flat({**BEFORE, **checkpoint.read_meta(folder).config}, source=str(folder))
     paradigm, _ = what_trains(config.paradigm)
     if paradigm != "full":
         raise ConfigError(f"{folder}: paradigm is {config.paradigm}; expected full or srft, whose weights all have pre-trained values")
