@@ -35,7 +35,7 @@ from srft.method.sparsity import MergedStatistics, Sketch
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
-from srft.settings import from_flat
+from srft.settings import recorded
 from srft.training import checkpoint
 from srft.training.prior import source_prior
 from srft.training.state import read_tensors
@@ -211,7 +211,7 @@ def _newest(run: Path) -> tuple[checkpoint.Checkpoint, TrainConfig]:
     if newest is None:
         raise ValueError(f"{run}: no checkpoint; train a run there first (uv run srft train --out {run} ...)")
     saved = checkpoint.load(newest)
-    return saved, from_flat(saved.meta.config, source=str(newest))
+    return saved, recorded(saved.meta.config, source=str(newest))
 
 
 @torch.inference_mode()

@@ -34,8 +34,7 @@ def _srft(rate: float = RATE, **settings: Any) -> Point:
 
 
 def _damped(rate: float, damped: str) -> Point:
-    settings = _srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16, damped=damped, damped_rate="kept")
-    return {**settings, "srft.schedule": "power"}
+    return _srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16, damped=damped, damped_rate="kept", schedule="power")
 
 
 METHODS: dict[str, dict[str, Point]] = {
@@ -51,7 +50,7 @@ METHODS: dict[str, dict[str, Point]] = {
     "ewc decoupled": _held("ewc", True, 1000.0, 100.0, 10_000.0),
     "l2-sp decoupled": _held("l2_sp", True, 100.0, 30.0, 300.0),
     "damping": {
-        f"lr {rate:.2g}": {**_srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16), "srft.schedule": "power"}
+        f"lr {rate:.2g}": _srft(rate, prior_strength=0.0, damping_strength=1.0, rank=16, schedule="power")
         for rate in (RATE / HALF, RATE, 1.5e-4 / HALF)
     },
     "proximal": {
@@ -74,10 +73,9 @@ METHODS: dict[str, dict[str, Point]] = {
         for strength, share in ((2.0, 0.1), (1.0, 0.1), (5.0, 0.1), (1.0, 1.0))
     },
     "penalty, given back": {
-        f"{schedule}, 100, {strength:g}, aux 10 %": {
-            **_srft(prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1),
-            "srft.schedule": schedule,
-        }
+        f"{schedule}, 100, {strength:g}, aux 10 %": _srft(
+            prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1, schedule=schedule
+        )
         for schedule, strength in (("power", 3.0), ("constant", 3.0), ("constant", 1.0))
     },
     "fft, streams apart": {
@@ -90,7 +88,7 @@ METHODS: dict[str, dict[str, Point]] = {
     "projection dense": {"1, K=16": _srft(prior_strength=1.0, rank=16, mode="projection", diagonal=True)},
     "scale group": {"100, K=16": _srft(prior_strength=100.0, rank=16, scale="group")},
     "srft": {
-        schedule: {**_srft(prior_strength=100.0, rank=16, damping_strength=0.5), "srft.schedule": schedule}
+        schedule: _srft(prior_strength=100.0, rank=16, damping_strength=0.5, schedule=schedule)
         for schedule in ("power", "constant", "linear", "cosine", "exponential", "step", "adaptive")
     },
     "damping opposed": {f"lr {rate:g}": _damped(rate, "opposed") for rate in (RATE, 3e-4)},

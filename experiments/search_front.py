@@ -92,12 +92,12 @@ def searched(found: list[TrialResult], cache: Path, pairs: int, folder: Path) ->
 
     trackers = []
     for result in found:
-        newest = checkpoint.best(result.directory)
-        if newest is None:
+        best = checkpoint.best(result.directory)
+        if best is None:
             continue
         path = folder / f"{result.trial.name}.json"
         if not path.exists():
-            write_json(path, tests(tuned_tracker(newest), result.trial.config.data, pairs, cache))
+            write_json(path, tests(tuned_tracker(best), result.trial.config.data, pairs, cache))
         trackers.append(Tracker.of(describe(result.trial.config), len(result.history), json.loads(path.read_text())))
         say(f"{result.trial.name}: {trackers[-1].tested_by[0]:.3f} target, {trackers[-1].tested_by[1]:.3f} source")
     return trackers
@@ -163,24 +163,26 @@ def main(given: Comparison) -> None:
     everyone = np.array([t.tested_by for side in sides.values() for t in side])
     corner = (float(everyone[:, 0].min()), float(everyone[:, 1].min()))
     summary: dict[str, Any] = {}
+    fronts: dict[str, list[int]] = {}
     for name, side in sides.items():
         front, area = covered(side, corner)
+        epochs, fronts[name] = sum(t.epochs for t in side), front
         trackers = [
             {"name": t.name, "epochs": t.epochs, "val": t.chosen_by, "test": t.tested_by, "front": i in front} for i, t in enumerate(side)
         ]
-        summary[name] = {"trackers": trackers, "epochs": sum(t.epochs for t in side), "area on test, squared points": area}
-        epochs = summary[name]["epochs"]
+        summary[name] = {"trackers": trackers, "epochs": epochs, "area on test, squared points": area}
         say(f"{name}: {epochs} epochs; {len(front)} of {len(side)} trackers on the front cover {area:.1f} squared points on test")
     written = {"corner": corner, **summary, "commit": git_commit(), "environment": environment()}
     write_json(given.results / "search_front.json", written)
-    draw(sides, given.results / "search_front.png")
+    draw(sides, fronts, given.results / "search_front.png")
 
 
-def draw(sides: dict[str, list[Tracker]], path: Path) -> None:
+def draw(sides: dict[str, list[Tracker]], fronts: dict[str, list[int]], path: Path) -> None:
     """Both sides on test, with the fronts that validation chose.
 
     Args:
         sides: by name.
+        fronts: of each.
         path: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -191,7 +193,7 @@ def draw(sides: dict[str, list[Tracker]], path: Path) -> None:
     axes = figure.subplots()
     for i, (name, side) in enumerate(sides.items()):
         points = 100 * np.array([t.tested_by for t in side])
-        front = sorted(covered(side, (0.0, 0.0))[0], key=lambda j: points[j, 1])
+        front = sorted(fronts[name], key=lambda j: points[j, 1])
         axes.scatter(points[:, 1], points[:, 0], color=f"C{i}", alpha=0.4, marker="os"[i])
         axes.plot(points[front, 1], points[front, 0], color=f"C{i}", marker="os"[i], label=f"{name}: front by validation")
     axes.set(xlabel="kept of the source: RGB-only success on pairs, %", ylabel="target success on pairs, %")

@@ -49,6 +49,9 @@ def test_only_trials_of_the_same_question_are_learned_from():
     assert found[2].values[0] == 0.4
     assert math.isnan(found[2].values[1])
     assert differing == {"paradigm": 1, "srft.kappa": 1, "srft.schedule": 1, "optim.epochs": 1}
+    older = {key: text for key, text in trials[0].params.items() if key not in ("srft.give_back", "srft.aux_share")}
+    found_older, differing = observe(STUDY, [dataclasses.replace(trials[0], params=older)])  # it did not give back, as a run does now
+    assert (found_older, differing) == ([], {"srft.give_back": 1, "srft.aux_share": 1})
     point = propose(SPACE, found, seed=0, objectives=2)
     assert from_flat(point, BASE)
 

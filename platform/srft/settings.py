@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from srft.config import ConfigError, TrainConfig, to_flat
+from srft.config import BEFORE, ConfigError, TrainConfig, to_flat
 
-__all__ = ["from_flat", "load", "parse_settings"]
+__all__ = ["from_flat", "load", "parse_settings", "recorded"]
 
 
 def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, source: str = "configuration") -> TrainConfig:
@@ -50,6 +50,19 @@ def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, sou
         return build(base, "")
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def recorded(values: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """The configuration that a run, a study or a checkpoint wrote down.
+
+    Args:
+        values: dotted keys and their values; settings that did not exist yet say what was done without them.
+        source: where they come from, for error messages.
+
+    Returns:
+        The validated configuration; what cannot be is a ConfigError, as of :func:`from_flat`.
+    """
+    return from_flat({**BEFORE, **values}, source=source)
 
 
 def _cast(key: str, value: Any, kind: Any) -> Any:

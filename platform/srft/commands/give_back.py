@@ -70,21 +70,16 @@ def run(command: GiveBack) -> None:
     from tqdm import tqdm
 
     from srft.data.domain import load_domain
-    from srft.evaluation.follow import track_sequences
-    from srft.evaluation.metrics import measure
+    from srft.evaluation.runner import TestSet, evaluate
 
     domain = load_domain(config.data, cache)
-    sets = {"target": (domain.val, False), "source": (domain.source, True)}
+    sets = [TestSet(name="target", sequences=domain.val), TestSet(name="source", sequences=domain.source, rgb_only=True)]
     found: list[dict[str, float]] = []
-    total = len(command.strengths) * sum(len(sequence.frames) for sequences, _ in sets.values() for sequence in sequences)
+    total = len(command.strengths) * sum(s.frames for s in sets)
     with tqdm(total=total, desc="validate", unit="frame", disable=None, leave=False) as bar:
         for strength in command.strengths:
-            network, success = given_back(strength), {}
-            for name, (sequences, rgb_only) in sets.items():
-                tracked = track_sequences(network, sequences, rgb_only=rgb_only, on_frames=bar.update)
-                measures = measure([(t.boxes, s.boxes, s.absent) for t, s in zip(tracked, sequences, strict=True)])
-                success[name] = measures.success_auc
-            found.append({"strength": strength, **success})
+            measures = evaluate(given_back(strength), sets, on_frames=bar.update).measures
+            found.append({"strength": strength, **{name: m.success_auc for name, m in measures.items()}})
     print(
         f"{folder}: success AUC in percent on {len(domain.val)} validation sequences, and on {len(domain.source)} of the source, RGB only"
     )

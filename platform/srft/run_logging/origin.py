@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.config import BEFORE, ConfigError, TrainConfig, to_flat
+from srft.config import ConfigError, TrainConfig, to_flat
 from srft.run_logging.store import DIRECTORY, PARENT, children, client_of, first_line, linked, store_errors, store_uri
-from srft.settings import from_flat
+from srft.settings import recorded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +99,7 @@ def config_of(params: Mapping[str, str], *, source: str) -> TrainConfig:
         raise ConfigError(
             f"{source} has no settings (optim.lr is missing among its {len(params)} params); give a trial's run, not a study's"
         )
-    return from_flat({**BEFORE, **values}, source=source)
+    return recorded(values, source=source)
 
 
 def _chosen(client: MlflowClient, run_id: str, study: str, trial: int | None) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from srft.search.front import at_best
 from srft.search.record import TrialResult
 
 __all__ = ["FEWEST", "STABILITY", "Importance", "importance", "plasticity_and_stability", "varied"]
@@ -31,11 +32,7 @@ def plasticity_and_stability(result: TrialResult, metric: str, stability: str = 
     Returns:
         Value of both; not a number without a finished epoch.
     """
-    scored = [e["metrics"] for e in result.history if not math.isnan(e["metrics"].get(metric, math.nan))]
-    if not scored:
-        return math.nan, math.nan
-    best = max(scored, key=lambda metrics: metrics[metric])
-    return best[metric], best.get(stability, math.nan)
+    return at_best(*([e["metrics"].get(name, math.nan) for e in result.history] for name in (metric, stability)))
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:

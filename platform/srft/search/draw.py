@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from srft.config import ConfigError
+from srft.search.front import at_best
 from srft.search.space import Choice, Dimension, Integer, LogUniform, Point, Space
 
 __all__ = ["Observation", "grid", "perturb", "propose", "random", "sobol"]
@@ -46,8 +47,7 @@ class Observation:
         """
         values: tuple[float, ...] = ()
         if state == "finished":
-            best = max(range(len(curve)), key=lambda i: -math.inf if math.isnan(curve[i]) else curve[i])
-            values = (curve[best], *([second[best] if best < len(second) else math.nan] if second is not None else []))
+            values = at_best(curve, second) if second is not None else at_best(curve, ())[:1]
         return Observation(point=point, state=state, values=values, curve=tuple(curve))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from srft.config import LAYOUT, ConfigError, TrainConfig, to_flat
+from srft.config import BEFORE, LAYOUT, ConfigError, TrainConfig, to_flat
 from srft.run_logging import LoggedTrial, logged_trials
 from srft.search.draw import Observation
 from srft.search.space import Choice, Dimension
@@ -69,8 +69,9 @@ def observe(study: Study, trials: Iterable[LoggedTrial]) -> tuple[list[Observati
         curve = trial.history.get(study.metric, ())
         if not curve or all(map(math.isnan, curve)):
             continue
-        point = {key: _value(dimension, key, trial.params.get(key), study.base) for key, dimension in study.space.dimensions.items()}
-        others = [key for key, text in base.items() if key not in point and trial.params.get(key, text) != text]
+        params = {**{key: str(value) for key, value in BEFORE.items()}, **trial.params}
+        point = {key: _value(dimension, key, params.get(key), study.base) for key, dimension in study.space.dimensions.items()}
+        others = [key for key, text in base.items() if key not in point and params.get(key, text) != text]
         others += [key for key, value in point.items() if value is None]
         if others:
             differing.update(others)

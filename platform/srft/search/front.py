@@ -7,7 +7,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["by_fronts", "hypervolume", "pareto_front"]
+__all__ = ["at_best", "by_fronts", "hypervolume", "pareto_front"]
+
+
+def at_best(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Two measures of a trial at the epoch that is best by the first, the earliest of equals.
+
+    Args:
+        first: after each epoch.
+        second: likewise; epochs of which it is not known may be lacking at the end.
+
+    Returns:
+        Both; not-a-number where there is none.
+    """
+    epochs = [epoch for epoch, value in enumerate(first) if not math.isnan(value)]
+    if not epochs:
+        return math.nan, math.nan
+    best = max(epochs, key=lambda epoch: first[epoch])
+    return first[best], second[best] if best < len(second) else math.nan
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
@@ -33,14 +50,14 @@ def by_fronts(points: Mapping[int, Sequence[float]]) -> list[int]:
         points: measures by trial, larger is better, NaN worst; as many of each.
 
     Returns:
-        The trials; of equal ones the lower index first. The ends of a front have all the room there is.
+        The trials; of equal room the lower index first. The ends of a front have all the room there is.
     """
     left, order = dict(sorted(points.items())), []
     while left:
         values = np.nan_to_num(np.array(list(left.values()), np.float64), nan=-math.inf)
-        on_front = [index for index, on in zip(left, pareto_front(values), strict=True) if on]
-        room = _room(np.nan_to_num(np.array([left[index] for index in on_front], np.float64), nan=-math.inf))
-        order += [index for _, index in sorted(zip(-room, on_front, strict=True))]
+        front = pareto_front(values)
+        on_front = [index for index, on in zip(left, front, strict=True) if on]
+        order += [index for _, index in sorted(zip(-_room(values[front]), on_front, strict=True))]
         left = {index: point for index, point in left.items() if index not in on_front}
     return order
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from srft.search.front import by_fronts
+from srft.search.front import at_best, by_fronts
 
 __all__ = ["expected_epochs", "promotable", "rungs"]
 
@@ -48,22 +48,16 @@ def promotable(
     for rung in reversed(at):
         reached = [index for index, curve in curves.items() if len(curve) >= rung]
         if second is None:
-            best = {index: _at_best(curves[index][:rung])[1] for index in reached}
+            best = {index: _best(curves[index][:rung]) for index in reached}
             order = sorted(best, key=lambda index: (-best[index], index))
         else:
-            order = by_fronts({index: _both(curves[index][:rung], second[index]) for index in reached})
+            order = by_fronts({index: at_best(curves[index][:rung], second[index]) for index in reached})
         found += [index for index in order[: len(order) // reduction] if len(curves[index]) == rung]
     return found
 
 
-def _at_best(values: Sequence[float]) -> tuple[int, float]:
-    known = [(-value, epoch) for epoch, value in enumerate(values) if not math.isnan(value)]
-    return (min(known)[1], -min(known)[0]) if known else (-1, -math.inf)
-
-
-def _both(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    epoch, value = _at_best(first)
-    return value, second[epoch] if 0 <= epoch < len(second) else math.nan
+def _best(values: Sequence[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
 
 def expected_epochs(count: int, total: int, *, at: Sequence[int], reduction: int) -> int:

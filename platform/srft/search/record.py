@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from srft.config import ConfigError, to_flat
 from srft.files import write_json
+from srft.search.front import at_best
 from srft.search.study import Study, Trial, make_trial
-from srft.settings import from_flat
+from srft.settings import recorded
 from srft.training import checkpoint
 
 __all__ = [
@@ -152,7 +153,7 @@ def read_study(directory: Path) -> StudyRecord:
     marker = directory / _STUDY
     try:
         about = json.loads(marker.read_text())
-        base, name = from_flat(about["base"], source=str(marker)), about["name"]
+        base, name = recorded(about["base"], source=str(marker)), about["name"]
         trials = [
             make_trial(name, base, one["index"], one["point"], fixed=one["fixed"], origins=one.get("origins", ()), source=str(marker))
             for one in about["trials"]
@@ -206,7 +207,7 @@ def best(found: Sequence[TrialResult], metric: str = "", second: str = "") -> Tr
     def worth(result: TrialResult) -> float:
         if not second:
             return result.score
-        kept = next(entry["metrics"].get(second, math.nan) for entry in result.history if entry["metrics"].get(metric) == result.score)
+        _, kept = at_best(*([entry["metrics"].get(name, math.nan) for entry in result.history] for name in (metric, second)))
         return -math.inf if math.isnan(kept) else result.score + kept
 
     return max(scored, key=lambda result: (worth(result), -result.trial.index))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import write_json
-from srft.settings import from_flat
+from srft.settings import recorded
 
 __all__ = ["claim", "config_of"]
 
@@ -67,7 +67,7 @@ def config_of(directory: Path) -> TrainConfig:
         raise ConfigError(f"{directory} holds no run ({RUN} is missing); give the directory of a run") from None
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ConfigError(f"{marker}: not a run description; give the directory of a run") from None
-    return from_flat(values, source=str(marker))
+    return recorded(values, source=str(marker))
 
 
 def _remove_orphans(directory: Path) -> None:

@@ -116,9 +116,21 @@ def wants_diagonal(config: TrainConfig) -> bool:
         config: the run.
 
     Returns:
-        True if its steps use it or it gives back, and for EWC.
+        True if its steps use it or it gives back.
     """
-    return config.srft.diagonal or config.srft.give_back > 0 or config.baseline.kind == "ewc"
+    return steps_use_diagonal(config) or config.srft.give_back > 0
+
+
+def steps_use_diagonal(config: TrainConfig) -> bool:
+    """Whether a run's steps use the diagonal of its prior.
+
+    Args:
+        config: the run.
+
+    Returns:
+        True for low rank + diagonal, and for EWC.
+    """
+    return config.srft.diagonal or config.baseline.kind == "ewc"
 
 
 def carry(prior: PriorSensitivity, network: MultiModalTracker, *, aux_share: float = 1.0) -> PriorSensitivity:
@@ -138,9 +150,8 @@ def carry(prior: PriorSensitivity, network: MultiModalTracker, *, aux_share: flo
     if network.streams == 1:
         return prior.carried({name: name for name in names})
     carried = prior.carried(two_stream_sources(network.arch.fusion_after, names))
-    aux = {name for name, group in carried.groups.items() if matches(AUX_STREAM, group.group.parameter)}
-    shares = {name: replace(group, share=aux_share) if name in aux else group for name, group in carried.groups.items()}
-    return replace(carried, groups=shares)
+    share = lambda parameter: aux_share if matches(AUX_STREAM, parameter) else 1.0
+    return replace(carried, groups={name: replace(group, share=share(group.group.parameter)) for name, group in carried.groups.items()})
 
 
 class SourcePairs:

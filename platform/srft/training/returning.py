@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srft.config import BEFORE, ConfigError, ReturnBy, TrainConfig
+from srft.config import ConfigError, ReturnBy, TrainConfig
 from srft.method.giving_back import GivingBack
 from srft.method.paradigms import select_trainable, what_trains
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
-from srft.settings import from_flat
+from srft.settings import recorded
 from srft.training import checkpoint
 from srft.training.prior import carry, source_prior
 from srft.training.state import read_tensors, written_names
@@ -56,7 +56,7 @@ def trackers(
     Raises:
         ConfigError: the run trained added parts, which have no pre-trained values.
     """
-    config = from_flat({**BEFORE, **checkpoint.read_meta(folder).config}, source=str(folder))
+    config = recorded(checkpoint.read_meta(folder).config, source=str(folder))
     paradigm, _ = what_trains(config.paradigm)
     if paradigm != "full":
         raise ConfigError(f"{folder}: paradigm is {config.paradigm}; expected full or srft, whose weights all have pre-trained values")

@@ -23,11 +23,11 @@ from srft.method.sparsity import LocalExchange
 from srft.model.architecture import Architecture, preset_of
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
-from srft.settings import from_flat
+from srft.settings import recorded
 from srft.training import checkpoint
 from srft.training.checkpoint import Progress
 from srft.training.epoch import EpochReport, Training
-from srft.training.prior import carry, source_prior, wants_prior
+from srft.training.prior import carry, source_prior, steps_use_diagonal, wants_prior
 from srft.training.saving import Checkpointer
 from srft.training.update import RunningMean, Updater
 from srft.training.worker import LocalEnergies, Worker
@@ -142,7 +142,7 @@ def tuned_tracker(folder: Path) -> MultiModalTracker:
         The tracker in eval mode, with the parts that its paradigm added.
     """
     saved = checkpoint.load(folder)
-    config = from_flat(saved.meta.config, source=str(folder))
+    config = recorded(saved.meta.config, source=str(folder))
     network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2)
     add_parts(network, config.paradigm, seed=config.seed)
     network.load_state_dict(saved.weights)
@@ -188,7 +188,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
     giving: GivingBack | None = None
     if regularized and carried is not None and config.srft.give_back > 0:
         giving = GivingBack.of(carried, network.state_dict(), config.srft.give_back, alike=config.srft.give_back_by == "alike")
-    if carried is not None and not (config.srft.diagonal or config.baseline.kind == "ewc"):
+    if carried is not None and not steps_use_diagonal(config):
         carried = carried.without_diagonal()
     model = worker.wrap(network)  # Before the optimizer is built: it may turn parameters into shards.
     optimizer = SRFTAdamW(
