@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from srft.config import DataConfig
+from srft.data import davis_cars
 from srft.data.pairs import Pair, PairSampler, RawBatch, normalized, stack
 from srft.data.sequence import Sequence
 from srft.data.synthetic import Split, sequences
-from srft.evaluation.follow import track_sequences
-from srft.evaluation.metrics import iou, measure, success_curve
+from srft.evaluation.metrics import iou, success_curve
+from srft.evaluation.runner import TestSet, evaluate
 from srft.model.architecture import Architecture
 from srft.model.tracker import MultiModalTracker
 
@@ -163,7 +164,7 @@ def parts(data: DataConfig, pairs: int) -> dict[str, Part]:
 
 
 def tests(network: MultiModalTracker, data: DataConfig, pairs: int, cache: Path) -> dict[str, Any]:
-    """Everything that a tuned tracker is measured by.
+    """Everything that a tuned tracker is measured by; with events also on the cars that a real camera recorded.
 
     Args:
         network: the tracker.
@@ -179,13 +180,15 @@ def tests(network: MultiModalTracker, data: DataConfig, pairs: int, cache: Path)
     world = DataConfig(modality=data.modality, world_seed=data.world_seed, length=data.length)
     figures: dict[str, Any] = {}
     lists: dict[str, list[float]] = {}
+    sets: list[TestSet] = []
     for name, part in parts(data, pairs).items():
         rgb_only = part.split.startswith("source")
         lists[f"{name}/pair_auc"] = pair_success(network, _looks(world, network.arch, part, cache), part.each, rgb_only=rgb_only).tolist()
         if name in ("test", "source"):
-            followed = part.sequences(world, cache)
-            tracked = track_sequences(network, followed, rgb_only=rgb_only)
-            measures = measure([(t.boxes, s.boxes, s.absent) for t, s in zip(tracked, followed, strict=True)])
-            lists[f"{name}/online_auc"] = measures.per_sequence.tolist()
-            figures[f"{name}/online_precision"] = measures.precision_20
+            sets.append(TestSet(name=name, sequences=part.sequences(world, cache), rgb_only=rgb_only))
+    if data.modality == "rgbe":
+        sets.append(TestSet(name="cars", sequences=tuple(davis_cars.load())))
+    for name, measures in evaluate(network, sets).measures.items():
+        lists[f"{name}/online_auc"] = measures.per_sequence.tolist()
+        figures[f"{name}/online_precision"] = measures.precision_20
     return figures | {name: float(np.mean(values)) for name, values in lists.items()} | {"per_sequence": lists}

@@ -36,6 +36,7 @@ COLUMNS = (
     "source/online_auc",
     "val/pair_auc",
     "train/pair_auc",
+    "cars/online_auc",
 )
 MARKS = "osD^vP*X<>hdp8"
 

@@ -9,7 +9,9 @@ from paradigms import Paradigms, base_of
 from paradigms_cells import FIRST, METHODS, cells_of, identity
 from paradigms_gpu import OnOneGPU, main, renderings
 from paradigms_measures import parts
-from srft.config import TrainConfig
+from paradigms_measures import tests as measured
+from srft.config import DataConfig, Modality, TrainConfig
+from srft.model.pretrained import load_tracker
 
 
 def base(modality: str) -> TrainConfig:
@@ -47,6 +49,14 @@ def test_what_chooses_and_what_judges_are_other_sequences() -> None:
     assert not set(range(data.source_sequences)) & (spans["source"] | spans["val_source"])  # validated on while training
     assert found["test"].split != found["val"].split
     assert found["test"].count * found["test"].each >= 2048
+
+
+@pytest.mark.parametrize(("modality", "cars"), [("rgbe", 3), ("rgbt", 0)])
+def test_the_cars_are_tracked_where_there_are_events(modality: Modality, cars: int, tmp_path: Path) -> None:
+    data = DataConfig(modality=modality, test_sequences=1, source_sequences=1, length=8)
+    found = measured(load_tracker("tiny_rgb", streams=2), data, 2, tmp_path)
+    assert len(found["per_sequence"].get("cars/online_auc", [])) == cars
+    assert all(0 <= found[name] <= 1 for name in ("test/pair_auc", "test/online_auc", "test/online_precision", "source/online_auc"))
 
 
 def test_every_sequence_is_rendered_once() -> None:
