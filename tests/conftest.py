@@ -27,10 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: run with --long"))
+    for item in items:
+        # Of the processes that share the tests, one has the cluster; the tests of a file stay together, for what its fixtures make.
+        cluster = item.get_closest_marker("ray") or item.get_closest_marker("long") or "ray_head" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if cluster else item.path.name))
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --long"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,6 @@ def descendants(pid: int) -> list[int]:
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayCluster]:
     """A `ray start --head` cluster of 4 logical CPUs. This process is not connected to it."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.fail("the Ray tests share one cluster: run them without pytest-xdist (-p no:xdist)", pytrace=False)
     home = Path(tempfile.mkdtemp(prefix="srft", dir="/tmp"))  # Short: paths of Unix sockets end at 107 characters.
     port, dashboard, agent, metrics, client = free_ports(5)
     environment = {

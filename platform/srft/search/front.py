@@ -67,10 +67,10 @@ def _room(points: np.ndarray) -> np.ndarray:
     room = np.zeros(len(points))
     for column in points.T:
         order = np.argsort(column, kind="stable")
-        extent = column[order[-1]] - column[order[0]]
+        low, high = column[order[[0, -1]]]
         room[order[[0, -1]]] = math.inf
-        if extent > 0 and math.isfinite(extent):
-            room[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / extent
+        if -math.inf < low < high:
+            room[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / (high - low)
     return room
 
 
