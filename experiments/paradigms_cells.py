@@ -81,6 +81,7 @@ METHODS: dict[str, dict[str, Point]] = {
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)
     },
+    "aux stream": _rates("aux", 3e-4, 6e-4, 1.5e-4),
     "projection": {
         f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="projection")
         for strength, k in ((1.0, 16), (100.0, 16), (1.0, 64))

@@ -96,8 +96,15 @@ def test_few_parameters_train_and_the_head_only_if_it_is_free(paradigm, chosen, 
     assert 0 < sum(sizes[n] for n in expected if n in backbone) < 0.2 * sum(sizes[n] for n in backbone)
 
 
+def test_all_but_the_rgb_stream():
+    network = prepared("aux")
+    rgb = {name for name, _ in network.named_parameters() if "_rgb" in name}
+    assert trained(network, "aux", False) == trained(network, "full", False) - rgb
+    assert rgb & trained(network, "full", True)
+
+
 @pytest.mark.parametrize("paradigm", ["full", "srft", "head", "bias", "lora", "adapter"])
-def test_one_stream_has_every_paradigm_but_the_prompt(paradigm):
+def test_one_stream_has_every_paradigm_that_needs_no_second(paradigm):
     assert trained(prepared(paradigm, streams=1), paradigm, True)
 
 
@@ -111,9 +118,9 @@ def test_missing_parts_and_unknown_paradigms_are_errors():
     for paradigm in ("lora", "adapter", "prompt"):
         with pytest.raises(ValueError, match="add_parts"):
             select_trainable(tiny(), paradigm, freeze_head=True)
-    with pytest.raises(ValueError, match="expected one of full, head"):
+    with pytest.raises(ValueError, match="expected one of full, aux"):
         select_trainable(tiny(), "ful", freeze_head=True)
-    with pytest.raises(ValueError, match="expected one of full, head"):
+    with pytest.raises(ValueError, match="expected one of full, aux"):
         add_parts(tiny(), "ful")
 
 

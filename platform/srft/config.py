@@ -27,7 +27,20 @@ PriorEstimator = Literal["exact", "streaming", "kronecker"]
 Baseline = Literal["none", "l2_sp", "ewc"]
 Rates = Literal["uniform", "published", "published_fe108"]
 Paradigm = Literal[
-    "full", "head", "bias", "lora", "adapter", "prompt", "srft", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"
+    "full",
+    "aux",
+    "head",
+    "bias",
+    "lora",
+    "adapter",
+    "prompt",
+    "srft",
+    "srft-aux",
+    "srft-head",
+    "srft-bias",
+    "srft-lora",
+    "srft-adapter",
+    "srft-prompt",
 ]
 PairRule = Literal["near", "published"]
 Augmentation = Literal["joint", "published"]
@@ -318,7 +331,8 @@ class TrainConfig:
     name: str = "run"
     """What the run is called; with the hash of everything else it is the run's identity."""
     paradigm: Paradigm = "srft"
-    """What trains: everything, the box head, biases, or parts that are added; with srft- in front (srft is everything), regularized."""
+    """What trains: everything, all but the RGB stream (aux), the box head, biases, or parts that are added; with srft- in front (srft is
+    everything), regularized."""
     seed: int = 0
     """Batch order, augmentation and initialization of new parameters."""
     workers: int = 1

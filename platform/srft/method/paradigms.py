@@ -29,8 +29,11 @@ __all__ = [
     "what_trains",
 ]
 
+AUX_STREAM = "backbone.*_aux.**"
+"""Pattern of the stream that RGB alone does not go through."""
 PARADIGMS: Mapping[str, tuple[str, ...]] = {
     "full": ("!**.*pos_embed_*", "**"),
+    "aux": ("!**.*pos_embed_*", AUX_STREAM, "backbone.fusion.**"),
     "head": ("box_head.**",),
     "bias": ("**.bias",),
     "lora": ("**.lora_A", "**.lora_B"),
@@ -38,8 +41,6 @@ PARADIGMS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("**.prompt.**", "backbone.patch_embed_aux.**"),
 }
 """Patterns of what trains; ``!`` keeps what it matches as pre-trained, and so does no match. The head follows ``freeze_head``."""
-AUX_STREAM = "backbone.*_aux.**"
-"""Pattern of the stream that RGB alone does not go through."""
 
 
 @dataclass(frozen=True, kw_only=True)
