@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,9 @@ COLUMNS = (
     "train/pair_auc",
     "cars/online_auc",
 )
-MARKS = "osD^vP*X<>hdp8"
+MARKS = "osD^vPX<>hdp8"
+BOLD = {"fft": ("D", "full fine-tuning"), "penalty, given back": ("*", "SRFT, the default")}
+"""Mark and label of what the study is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,25 +273,38 @@ def curves(rows: list[Row], modality: str, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    sizes = sorted({r.size for r in rows if r.modality == modality and r.size})
-    methods = sorted({r.method for r in rows if r.modality == modality and r.size})
-    figure = Figure(figsize=(6.0 * len(sizes), 5.0), layout="constrained")
-    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
-        _front_axes(axes, [r for r in rows if r.modality == modality and r.size in (0, size)], methods, f"{modality}, {size} pairs")
+    mine = [r for r in rows if r.modality == modality]
+    sizes = sorted({r.size for r in mine if r.size})
+    settings = {(r.method, r.setting) for r in mine if r.size}
+    several = sorted(method for method, count in Counter(method for method, _ in settings).items() if count > 1 and method not in BOLD)
+    looks = {method: (BOLD[method][0], "k", 2.0, 9.0) for method in BOLD} | {
+        method: (MARKS[i % len(MARKS)], f"C{i % 10}", 1.0, 5.0) for i, method in enumerate(several)
+    }
+    across = min(2, len(sizes))
+    figure = Figure(figsize=(5.2 * across + 2.0, 4.2 * -(-len(sizes) // across)), layout="constrained")
+    for axes, size in zip(figure.subplots(-(-len(sizes) // across), across, squeeze=False).flat, sizes, strict=False):
+        _front_axes(axes, [r for r in mine if r.size in (0, size)], looks, f"{modality}, {size} pairs")
+    for axes in figure.axes[len(sizes) :]:
+        axes.set_axis_off()
+    entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    first = [label for _, label in BOLD.values()]
+    order = sorted(entries, key=lambda label: (label not in first, label not in looks, label))
+    figure.legend([entries[label] for label in order], order, loc="outside right upper", fontsize=8)
     save_figure(figure, path)
 
 
-def _front_axes(axes: Axes, rows: list[Row], methods: list[str], title: str) -> None:
+def _front_axes(axes: Axes, rows: list[Row], looks: Mapping[str, tuple[str, str, float, float]], title: str) -> None:
     points: list[tuple[float, float]] = []
-    for i, method in enumerate(methods):
+    for method in sorted({r.method for r in rows if r.size}):
         settings: dict[str, list[Row]] = defaultdict(list)
         for r in rows:
             if r.method == method:
                 settings[r.setting].append(r)
         mine = sorted((100 * _mean(c, "source/pair_auc"), 100 * _mean(c, "test/pair_auc")) for c in settings.values())
         points += mine
-        if mine:
-            axes.plot(*zip(*mine, strict=True), marker=MARKS[i % len(MARKS)], color=f"C{i % 10}", label=method, lw=1, alpha=0.85)
+        marker, color, width, size = looks.get(method, ("o", "0.7", 0.0, 4.0))
+        label = BOLD.get(method, ("", method))[1] if method in looks else "methods with one setting"
+        axes.plot(*zip(*mine, strict=True), marker=marker, color=color, label=label, lw=width, ms=size, zorder=3 if method in BOLD else 2)
     kept = [points[i] for i in front(points)]
     axes.plot(*zip(*kept, strict=True), color="black", lw=5, alpha=0.15, zorder=0, label="Pareto front")
     for r in rows:
@@ -296,7 +312,6 @@ def _front_axes(axes: Axes, rows: list[Row], methods: list[str], title: str) -> 
             axes.plot(100 * r.measures["source/pair_auc"], 100 * r.measures["test/pair_auc"], "k+", ms=12, label="untuned")
     axes.set(title=title, xlabel="kept of the source: RGB-only success on pairs, %", ylabel="target success on pairs, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def trajectories(rows: list[Row], modality: str, size: int, path: Path) -> None:
