@@ -52,9 +52,9 @@ def test_trackers_side_by_side_and_json():
     assert "3 of 245 sequences are scored" in report["notes"][-1]
     assert scores.attribute_counts == {"CM": 2}
     assert report["attributes"]["CM"]["good"]["precision_20"] == 1
-    assert tables.main_table(scores).splitlines()[2].split() == ["good", "100.0", "100.0", "95.2"]
-    assert "CM" in tables.attribute_table(scores)
-    assert tables.sequence_table(scores).splitlines()[2].split() == ["car", "95.2", "9.5"]
+    assert tables.aligned(tables.main_rows(scores)).splitlines()[2].split() == ["good", "100.0", "100.0", "95.2"]
+    assert "CM" in tables.aligned(tables.attribute_rows(scores))
+    assert tables.aligned(tables.sequence_rows(scores)).splitlines()[2].split() == ["car", "95.2", "9.5"]
     rows = list(csv.DictReader(io.StringIO(tables.csv_text(scores))))
     assert len(rows) == 2 * (1 + 3 + len(scores.attribute_counts))
     assert float(rows[0]["success_auc"]) == scores.trackers["good"].measures["success_auc"]

@@ -142,7 +142,7 @@ def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) 
     scores = score_runs(works, command.protocol, allow_missing=bool(failures), groundtruth=command.groundtruth)
     if scores is not None:
         print(f"\n{scores.protocol.benchmark}, protocol {scores.protocol.name}, {len(scores.sequences)} sequences\n")
-        print(tables.main_table(scores))
+        print(tables.aligned(tables.main_rows(scores)))
         if found := peers(scores.protocol, len(scores.sequences)):
             print(f"\nAmong published results of the same protocol (? must be wrong):\n{tables.peers_table(scores, found)}")
         for note in scores.notes:

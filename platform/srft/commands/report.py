@@ -74,7 +74,7 @@ def run(command: Report) -> None:
         title=command.title,
         pictures=command.pictures,
     )
-    print(tables.main_table(read.scores))
+    print(tables.aligned(tables.main_rows(read.scores)))
     print(f"\npage         {command.out.resolve()}")
     if command.run and uri:
         from srft.run_logging import log_report

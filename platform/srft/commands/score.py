@@ -128,13 +128,13 @@ def run(command: Score) -> None:
     scores = read_and_score(command).scores
     protocol = scores.protocol
     print(f"{protocol.benchmark}, protocol {protocol.name} ({protocol.sources['kit']}), {len(scores.sequences)} sequences\n")
-    print(tables.main_table(scores))
+    print(tables.aligned(tables.main_rows(scores)))
     if command.attributes and scores.attribute_counts:
-        print(f"\n{tables.attribute_table(scores)}")
+        print(f"\n{tables.aligned(tables.attribute_rows(scores))}")
     elif command.attributes:
         print("\nthe groundtruth has no attributes")
     if command.per_sequence:
-        print(f"\n{tables.sequence_table(scores)}")
+        print(f"\n{tables.aligned(tables.sequence_rows(scores))}")
     if found := peers(protocol, len(scores.sequences)):
         print(f"\nAmong published results of the same protocol (? must be wrong, see docs/scores.md):\n{tables.peers_table(scores, found)}")
     for note in scores.notes:

@@ -12,8 +12,8 @@ from srft.evaluation.published import Published
 from srft.evaluation.scores import Scores
 
 __all__ = [
-    "LABELS", "Table", "attribute_rows", "attribute_table", "csv_text", "latex_text", "main_rows", "main_table", "peers_rows",
-    "peers_table", "percent", "ranked", "sequence_rows", "sequence_table",
+    "LABELS", "Table", "aligned", "attribute_rows", "csv_text", "latex_text", "main_rows", "peers_rows", "peers_table", "percent",
+    "ranked", "sequence_rows",
 ]  # fmt: skip
 
 
@@ -67,7 +67,15 @@ def ranked(scores: Scores) -> list[str]:
     return sorted(scores.trackers, key=lambda name: -scores.trackers[name].measures[scores.protocol.main])
 
 
-def _aligned(table: Table) -> str:
+def aligned(table: Table) -> str:
+    """A table for a terminal.
+
+    Args:
+        table: any.
+
+    Returns:
+        Text; the first column to the left, the others to the right.
+    """
     header, rows = table
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
@@ -153,42 +161,6 @@ def peers_rows(scores: Scores, found: Mapping[str, Mapping[str, Published]], *, 
     return Table(header, [row for _, _, row in lines]), [own for _, own, _ in lines]
 
 
-def main_table(scores: Scores) -> str:
-    """:func:`main_rows` for a terminal.
-
-    Args:
-        scores: of trackers side by side.
-
-    Returns:
-        Text.
-    """
-    return _aligned(main_rows(scores))
-
-
-def attribute_table(scores: Scores) -> str:
-    """:func:`attribute_rows` for a terminal.
-
-    Args:
-        scores: with attributes.
-
-    Returns:
-        Text.
-    """
-    return _aligned(attribute_rows(scores))
-
-
-def sequence_table(scores: Scores) -> str:
-    """:func:`sequence_rows` for a terminal.
-
-    Args:
-        scores: of trackers side by side.
-
-    Returns:
-        Text.
-    """
-    return _aligned(sequence_rows(scores))
-
-
 def peers_table(scores: Scores, found: Mapping[str, Mapping[str, Published]]) -> str:
     """:func:`peers_rows` for a terminal.
 
@@ -201,7 +173,7 @@ def peers_table(scores: Scores, found: Mapping[str, Mapping[str, Published]]) ->
     """
     (header, rows), mine = peers_rows(scores, found, here="here")
     marked = [[f"{'>' if own else ' '} {name}", *cells] for own, (name, *cells) in zip(mine, rows, strict=True)]
-    return _aligned(Table([f"  {header[0]}", *header[1:]], marked))
+    return aligned(Table([f"  {header[0]}", *header[1:]], marked))
 
 
 def csv_text(scores: Scores) -> str:
