@@ -170,7 +170,6 @@ OTHERS = {
     "streaming, proximal": {"srft": dataclasses.replace(CONFIG.srft, estimator="streaming", mode="proximal")},
     "L2-SP": {"paradigm": "full", "baseline": BaselineConfig(kind="l2_sp", strength=10.0)},
     "EWC in the gradient": {"paradigm": "full", "baseline": BaselineConfig(kind="ewc", strength=10.0, decoupled=False)},
-    "L2-SP on LoRA": {"paradigm": "lora", "baseline": BaselineConfig(kind="l2_sp", strength=10.0)},
     "published rates": {"paradigm": "full", "optim": dataclasses.replace(CONFIG.optim, rates="published")},
 }
 
@@ -187,11 +186,17 @@ def test_other_priors_baselines_and_rates_change_the_run_and_resume_to_the_bit(
     fine_tune(config, domain, prior, directory=tmp_path / "halves", resume=True)
     assert same(tmp_path / "whole", tmp_path / "halves")
     plain = whole[0] if config.paradigm == "srft" else full
-    if config.paradigm == "lora":
-        plain = tmp_path / "plain"
-        fine_tune(changed(paradigm="lora"), domain, None, directory=plain)
-    # What holds near the pre-trained values has nothing to hold of new parameters, and LoRA trains no others.
-    assert same(tmp_path / "whole", plain) == (other == "L2-SP on LoRA")
+    assert not same(tmp_path / "whole", plain)
+
+
+@pytest.mark.parametrize("paradigm", ["lora", "adapter"])
+def test_added_parts_have_nothing_to_be_held_near_to(paradigm, tmp_path, domain):
+    held = changed(paradigm=paradigm, baseline=BaselineConfig(kind="ewc"))
+    assert not wants_prior(held)
+    assert not wants_prior(changed(paradigm=f"srft-{paradigm}"))
+    assert wants_prior(changed(paradigm=f"srft-{paradigm}", tracker=dataclasses.replace(CONFIG.tracker, freeze_head=False)))
+    with pytest.raises(ConfigError, match="added parts only"):
+        fine_tune(held, domain, None, directory=tmp_path)
 
 
 @pytest.mark.parametrize("center_jitter", [3.0, 7.0])

@@ -26,6 +26,7 @@ __all__ = [
     "matches",
     "parameter_groups",
     "select_trainable",
+    "trains_pretrained",
     "what_trains",
 ]
 
@@ -116,6 +117,19 @@ def what_trains(paradigm: str) -> tuple[str, bool]:
     if choice not in PARADIGMS:
         raise ValueError(f"paradigm is {paradigm!r}; expected one of {', '.join(PARADIGMS)}, with srft- in front to regularize, or srft")
     return choice, choice != paradigm
+
+
+def trains_pretrained(paradigm: str, *, freeze_head: bool) -> bool:
+    """Whether a paradigm changes pre-trained weights at all, and not only those of added parts.
+
+    Args:
+        paradigm: see :func:`what_trains`.
+        freeze_head: keep the head as pre-trained.
+
+    Returns:
+        False for LoRA and adapters beside a frozen head.
+    """
+    return what_trains(paradigm)[0] not in ("lora", "adapter") or not freeze_head
 
 
 def add_parts(network: nn.Module, paradigm: str, *, seed: int = 0) -> set[str]:

@@ -20,7 +20,7 @@ from srft.data.synthetic import WORLD_VERSION
 from srft.method.fisher import PriorSensitivity, estimate_prior, load_prior, merge_priors, weights_hash
 from srft.method.groups import groups_of
 from srft.method.kronecker import estimate_prior_kronecker
-from srft.method.paradigms import AUX_STREAM, matches, select_trainable, what_trains
+from srft.method.paradigms import AUX_STREAM, matches, select_trainable, trains_pretrained, what_trains
 from srft.method.prior import FORMAT
 from srft.method.streaming import estimate_prior_streaming
 from srft.model.losses import center_label_loss, tracking_loss
@@ -102,9 +102,11 @@ def wants_prior(config: TrainConfig) -> bool:
         config: the run.
 
     Returns:
-        True for a regularized run that keeps eigenpairs or the diagonal or gives back, and for EWC.
+        True for a regularized run that keeps eigenpairs or the diagonal or gives back, and for EWC, if pre-trained weights train.
     """
     srft = config.srft
+    if not trains_pretrained(config.paradigm, freeze_head=config.tracker.freeze_head):
+        return False
     regularized = what_trains(config.paradigm)[1] and (srft.rank > 0 or srft.diagonal or srft.give_back > 0)
     return regularized or config.baseline.kind == "ewc"
 

@@ -177,8 +177,13 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
     network.set_training(drop_path=config.tracker.drop_path, grad_checkpointing=config.tracker.grad_checkpointing)
     new = add_parts(network, config.paradigm, seed=config.seed)
     trainable = set(select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head))
+    if config.baseline.kind != "none" and not trainable - new:
+        raise ConfigError(
+            f"baseline.kind is {config.baseline.kind}, but paradigm {config.paradigm} with a frozen head trains added parts only, which "
+            "have no pre-trained values to be held near; choose paradigm full, or baseline.kind none"
+        )
     carried: PriorSensitivity | None = None
-    if wants_prior(config) and trainable - new:  # New parameters have no prior.
+    if wants_prior(config):
         if prior is None:
             raise ValueError(
                 f"paradigm {config.paradigm} with srft.rank {config.srft.rank} and baseline.kind {config.baseline.kind} needs a prior, "
