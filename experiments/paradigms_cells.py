@@ -82,6 +82,13 @@ METHODS: dict[str, dict[str, Point]] = {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)
     },
     "aux stream": _rates("aux", 3e-4, 6e-4, 1.5e-4),
+    "aux stream, given back": {
+        f"{strength:g}, aux {100 * share:g} %": {
+            **_srft(prior_strength=0.0, rank=0, give_back=strength, aux_share=share),
+            "paradigm": "srft-aux",
+        }
+        for strength, share in ((3.0, 0.1), (1.0, 0.1), (10.0, 0.1))
+    },
     "projection": {
         f"{strength:g}, K={k}": _srft(prior_strength=strength, rank=k, mode="projection")
         for strength, k in ((1.0, 16), (100.0, 16), (1.0, 64))

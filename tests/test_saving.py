@@ -10,7 +10,7 @@ import torch
 
 from srft.commands import give_back
 from srft.commands.give_back import GiveBack
-from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
 from srft.method.giving_back import GivingBack
@@ -164,8 +164,24 @@ def test_one_run_gives_the_trackers_of_all_strengths(tmp_path, cache, capsys):
         give_back.run(GiveBack(run=tmp_path))
     lora = dataclasses.replace(CONFIG, paradigm="lora", optim=plain)
     fine_tune(lora, *prepare(lora, cache), directory=tmp_path / "lora")
-    with pytest.raises(ConfigError, match="paradigm is lora; expected full or srft"):
+    with pytest.raises(ConfigError, match="paradigm is lora, which trains added parts"):
         trackers(tmp_path / "lora" / "epoch_0000", cache)
+
+
+def test_a_held_run_of_one_stream_gives_back_that_stream(tmp_path, cache):
+    held = dataclasses.replace(
+        CONFIG, paradigm="aux", baseline=BaselineConfig(kind="ewc"), optim=dataclasses.replace(CONFIG.optim, ema=0.0, epochs=1)
+    )
+    fine_tune(held, *prepare(held, cache), directory=tmp_path)
+    _, of_strength = trackers(tmp_path / "epoch_0000", cache)
+    start, trained = load_tracker("tiny_rgb", streams=2).state_dict(), exported(tmp_path)
+    torch.testing.assert_close(dict(of_strength(0.0).state_dict()), trained, rtol=0, atol=1e-6)
+    back = of_strength(3.0).state_dict()
+    moved = {name for name in start if not torch.equal(trained[name], start[name])}
+    assert moved
+    assert {name for name in start if not torch.equal(back[name], trained[name])} <= moved
+    assert all(torch.equal(back[name], start[name]) for name in start if "_rgb" in name)
+    assert sum(float((back[n] - start[n]).norm()) for n in moved) < sum(float((trained[n] - start[n]).norm()) for n in moved)
 
 
 def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from srft.config import ConfigError, ReturnBy, TrainConfig
 from srft.method.giving_back import GivingBack
-from srft.method.paradigms import select_trainable, what_trains
+from srft.method.paradigms import add_parts, select_trainable, what_trains
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
-from srft.settings import recorded
+from srft.settings import from_flat, recorded
 from srft.training import checkpoint
 from srft.training.prior import carry, source_prior
 from srft.training.state import read_tensors, written_names
@@ -45,7 +44,7 @@ def trackers(
     """What a run would have exported under other strengths; of a run with a running mean, of the weights without it.
 
     Args:
-        folder: an ``epoch_*`` directory of a run that trained all of the tracker, regularized or not.
+        folder: an ``epoch_*`` directory of a run that trained parts that the pre-trained tracker has, regularized or not.
         cache: folder of priors and rendered sequences; a prior that is missing is estimated.
         aux_share: of the auxiliary stream; the run's own when None.
         by: what says how far a weight returns.
@@ -57,14 +56,18 @@ def trackers(
         ConfigError: the run trained added parts, which have no pre-trained values.
     """
     config = recorded(checkpoint.read_meta(folder).config, source=str(folder))
-    paradigm, _ = what_trains(config.paradigm)
-    if paradigm != "full":
-        raise ConfigError(f"{folder}: paradigm is {config.paradigm}; expected full or srft, whose weights all have pre-trained values")
+    choice, regularized = what_trains(config.paradigm)
     share = config.srft.aux_share if aux_share is None else aux_share
     network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2)
     start = {name: values.clone() for name, values in network.state_dict().items()}
-    select_trainable(network, paradigm, freeze_head=config.tracker.freeze_head)
-    wanted = dataclasses.replace(config, paradigm="srft", srft=dataclasses.replace(config.srft, give_back=1.0))
+    if add_parts(network, choice):
+        raise ConfigError(
+            f"{folder}: paradigm is {config.paradigm}, which trains added parts; expected full, srft, aux, bias or head: their weights all "
+            "have pre-trained values"
+        )
+    select_trainable(network, choice, freeze_head=config.tracker.freeze_head)
+    paradigm = config.paradigm if regularized else {"full": "srft"}.get(choice, f"srft-{choice}")
+    wanted = from_flat({"paradigm": paradigm, "baseline.kind": "none", "srft.give_back": 1.0}, config)
     prior = carry(source_prior(wanted, cache).truncated(0), network, aux_share=share)
     trained = weights_as_trained(folder)
 
