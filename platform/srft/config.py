@@ -26,22 +26,9 @@ FisherType = Literal["empirical", "mc"]
 PriorEstimator = Literal["exact", "streaming", "kronecker"]
 Baseline = Literal["none", "l2_sp", "ewc"]
 Rates = Literal["uniform", "published", "published_fe108"]
-Paradigm = Literal[
-    "full",
-    "aux",
-    "head",
-    "bias",
-    "lora",
-    "adapter",
-    "prompt",
-    "srft",
-    "srft-aux",
-    "srft-head",
-    "srft-bias",
-    "srft-lora",
-    "srft-adapter",
-    "srft-prompt",
-]
+_Plain = Literal["full", "aux", "head", "bias", "lora", "adapter", "prompt"]
+_Regularized = Literal["srft", "srft-aux", "srft-head", "srft-bias", "srft-lora", "srft-adapter", "srft-prompt"]
+Paradigm = Literal[_Plain, _Regularized]
 PairRule = Literal["near", "published"]
 Augmentation = Literal["joint", "published"]
 Decoding = Literal["exact", "reduced"]
