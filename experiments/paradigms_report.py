@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -40,8 +40,10 @@ COLUMNS = (
     "cars/online_auc",
 )
 MARKS = "osD^vPX<>hdp8"
-BOLD = {"fft": ("D", "full fine-tuning"), "penalty, given back": ("*", "SRFT, the default")}
+BOLD = {"penalty, given back": ("*", "SRFT, the default"), "fft": ("D", "full fine-tuning")}
 """Mark and label of what the study is about."""
+OTHER = {"marker": "o", "color": "0.7", "lw": 0.0, "ms": 4.0, "label": "methods with one setting"}
+"""How those are drawn that have no curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,23 +279,26 @@ def curves(rows: list[Row], modality: str, path: Path) -> None:
     sizes = sorted({r.size for r in mine if r.size})
     settings = {(r.method, r.setting) for r in mine if r.size}
     several = sorted(method for method, count in Counter(method for method, _ in settings).items() if count > 1 and method not in BOLD)
-    looks = {method: (BOLD[method][0], "k", 2.0, 9.0) for method in BOLD} | {
-        method: (MARKS[i % len(MARKS)], f"C{i % 10}", 1.0, 5.0) for i, method in enumerate(several)
+    looks: dict[str, dict[str, Any]] = {
+        method: {"marker": mark, "color": "k", "lw": 2.0, "ms": 9.0, "zorder": 3, "label": label} for method, (mark, label) in BOLD.items()
     }
+    for i, method in enumerate(several):
+        looks[method] = {"marker": MARKS[i % len(MARKS)], "color": f"C{i % 10}", "lw": 1.0, "ms": 5.0, "label": method}
     across = min(2, len(sizes))
-    figure = Figure(figsize=(5.2 * across + 2.0, 4.2 * -(-len(sizes) // across)), layout="constrained")
-    for axes, size in zip(figure.subplots(-(-len(sizes) // across), across, squeeze=False).flat, sizes, strict=False):
+    down = -(-len(sizes) // across)
+    figure = Figure(figsize=(5.2 * across + 2.0, 4.2 * down), layout="constrained")
+    for axes, size in zip(figure.subplots(down, across, squeeze=False).flat, sizes, strict=False):
         _front_axes(axes, [r for r in mine if r.size in (0, size)], looks, f"{modality}, {size} pairs")
     for axes in figure.axes[len(sizes) :]:
         axes.set_axis_off()
     entries = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    first = [label for _, label in BOLD.values()]
-    order = sorted(entries, key=lambda label: (label not in first, label not in looks, label))
+    named = [look["label"] for look in looks.values() if look["label"] in entries]
+    order = [*named, *sorted(entries.keys() - set(named))]
     figure.legend([entries[label] for label in order], order, loc="outside right upper", fontsize=8)
     save_figure(figure, path)
 
 
-def _front_axes(axes: Axes, rows: list[Row], looks: Mapping[str, tuple[str, str, float, float]], title: str) -> None:
+def _front_axes(axes: Axes, rows: list[Row], looks: Mapping[str, Mapping[str, Any]], title: str) -> None:
     points: list[tuple[float, float]] = []
     for method in sorted({r.method for r in rows if r.size}):
         settings: dict[str, list[Row]] = defaultdict(list)
@@ -302,9 +307,7 @@ def _front_axes(axes: Axes, rows: list[Row], looks: Mapping[str, tuple[str, str,
                 settings[r.setting].append(r)
         mine = sorted((100 * _mean(c, "source/pair_auc"), 100 * _mean(c, "test/pair_auc")) for c in settings.values())
         points += mine
-        marker, color, width, size = looks.get(method, ("o", "0.7", 0.0, 4.0))
-        label = BOLD.get(method, ("", method))[1] if method in looks else "methods with one setting"
-        axes.plot(*zip(*mine, strict=True), marker=marker, color=color, label=label, lw=width, ms=size, zorder=3 if method in BOLD else 2)
+        axes.plot(*zip(*mine, strict=True), **looks.get(method, OTHER))
     kept = [points[i] for i in front(points)]
     axes.plot(*zip(*kept, strict=True), color="black", lw=5, alpha=0.15, zorder=0, label="Pareto front")
     for r in rows:

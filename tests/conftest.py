@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes (marked long)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and config.option.dist not in ("loadgroup", "no"):
+        raise pytest.UsageError(f"--dist={config.option.dist}: the Ray tests share one cluster; leave --dist=loadgroup as it is")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         # Of the processes that share the tests, one has the cluster; the tests of a file stay together, for what its fixtures make.

@@ -85,8 +85,7 @@ def test_two_workers_survive_the_death_of_one(tmp_path: Path, ray_cluster: Any) 
     assert [(progress.state, progress.epoch) for progress in seen] == [("running", 1), ("running", 2), ("running", 3), ("finished", 3)]
     alone = distributed.train(CONFIG, toy_entry, directory=tmp_path / "alone")
     assert result.metrics["weight"] == pytest.approx(alone.metrics["weight"], rel=1e-5)  # same global batches
-    # Trained after the restart, each epoch submitting 4 times: the last epoch, or two if the first worker was ended before it saved.
-    assert result.metrics["refreshed"] in (3, 7)
+    assert result.metrics["refreshed"] == 3  # the last epoch alone was trained after the restart: submitted 4 times, due 3 times
     assert home.config_of(result.directory).workers == 2
     assert not (result.directory / "ray").exists()
 

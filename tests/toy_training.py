@@ -38,7 +38,7 @@ def toy_entry(
     Args:
         pause: seconds per epoch.
         raise_at: (end of run name, or several, and epoch) that fails, once per directory.
-        kill_at: (rank, epoch) that dies by SIGKILL after the step and before the checkpoint, once per directory.
+        kill_at: (rank other than 0, and epoch) that dies by SIGKILL once rank 0 has saved and before it is told so, once per directory.
         hang_at: (rank, epoch) that stops answering, once per directory.
         diverge_at: epoch in which every worker's loss is not finite.
     """
@@ -79,6 +79,8 @@ def toy_entry(
                 if taken % config.srft.refresh == 0:
                     worker.statistics.submit(taken, Sketch({"group": Histogram(16 * worker.rank, np.ones(1, np.int64))}))
         if kill_at == (worker.rank, epoch) and _once(directory / "killed"):
+            while (saved_by_first := checkpoint.latest(directory)) is None or saved_by_first.name != f"epoch_{epoch:04d}":
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         report = EpochReport(
             epoch=epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from srft.config import ConfigError, ReturnBy, TrainConfig
 from srft.method.giving_back import GivingBack
-from srft.method.paradigms import add_parts, select_trainable, what_trains
+from srft.method.paradigms import add_parts, select_trainable
 from srft.model.pretrained import load_tracker
 from srft.model.tracker import MultiModalTracker
-from srft.settings import from_flat, recorded
+from srft.settings import recorded
 from srft.training import checkpoint
 from srft.training.prior import carry, source_prior
 from srft.training.state import read_tensors, written_names
@@ -56,18 +57,16 @@ def trackers(
         ConfigError: the run trained added parts, which have no pre-trained values.
     """
     config = recorded(checkpoint.read_meta(folder).config, source=str(folder))
-    choice, regularized = what_trains(config.paradigm)
     share = config.srft.aux_share if aux_share is None else aux_share
     network = load_tracker(config.tracker.pretrained, streams=1 if config.data.modality == "rgb" else 2)
     start = {name: values.clone() for name, values in network.state_dict().items()}
-    if add_parts(network, choice):
+    if add_parts(network, config.paradigm):
         raise ConfigError(
             f"{folder}: paradigm is {config.paradigm}, which trains added parts; expected full, srft, aux, bias or head: their weights all "
             "have pre-trained values"
         )
-    select_trainable(network, choice, freeze_head=config.tracker.freeze_head)
-    paradigm = config.paradigm if regularized else {"full": "srft"}.get(choice, f"srft-{choice}")
-    wanted = from_flat({"paradigm": paradigm, "baseline.kind": "none", "srft.give_back": 1.0}, config)
+    select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head)
+    wanted = dataclasses.replace(config, srft=dataclasses.replace(config.srft, give_back=1.0))  # A prior with its diagonal.
     prior = carry(source_prior(wanted, cache).truncated(0), network, aux_share=share)
     trained = weights_as_trained(folder)
 

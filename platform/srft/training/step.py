@@ -17,7 +17,7 @@ from srft.data.sequence import Domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
 from srft.method.giving_back import GivingBack
 from srft.method.optimizer import SRFTAdamW
-from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, what_trains
+from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, trains_pretrained, what_trains
 from srft.method.prior import PriorSensitivity
 from srft.method.sparsity import LocalExchange
 from srft.model.architecture import Architecture, preset_of
@@ -177,7 +177,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
     network.set_training(drop_path=config.tracker.drop_path, grad_checkpointing=config.tracker.grad_checkpointing)
     new = add_parts(network, config.paradigm, seed=config.seed)
     trainable = set(select_trainable(network, config.paradigm, freeze_head=config.tracker.freeze_head))
-    if config.baseline.kind != "none" and not trainable - new:
+    if config.baseline.kind != "none" and not trains_pretrained(config.paradigm, freeze_head=config.tracker.freeze_head):
         raise ConfigError(
             f"baseline.kind is {config.baseline.kind}, but paradigm {config.paradigm} with a frozen head trains added parts only, which "
             "have no pre-trained values to be held near; choose paradigm full, or baseline.kind none"
