@@ -5,9 +5,6 @@ uv run experiments/paradigms_report.py outputs/paradigms --results experiments/r
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ import numpy as np
 import tyro
 
 from leaderboard import table
+from paradigms_record import CELLS, LINES, Row, as_csv, cell_files, read_csv, read_rows, write_cells
 from srft.evaluation.plots import save_figure
 from srft.files import write_text
 from srft.search.front import pareto_front
@@ -29,16 +27,6 @@ REFERENCE = "fft"
 """What the others are compared with, at its own best setting."""
 DRAWS = 4_000
 """Of the bootstrap."""
-COLUMNS = (
-    "test/pair_auc",
-    "test/online_auc",
-    "test/online_precision",
-    "source/pair_auc",
-    "source/online_auc",
-    "val/pair_auc",
-    "train/pair_auc",
-    "cars/online_auc",
-)
 MARKS = "osD^vPX<>hdp8"
 BOLD = {"penalty, given back": ("*", "SRFT, the default"), "fft": ("D", "full fine-tuning")}
 """Mark and label of what the study is about."""
@@ -51,72 +39,26 @@ class Report:
     """Write what the finished cells say."""
 
     study: Annotated[Path, tyro.conf.Positional]
-    """Output directory of experiments/paradigms.py."""
+    """Output directory of experiments/paradigms.py; with nothing new in it, the report is of the cells that were kept."""
     results: Path = Path("experiments/results")
-    """Folder for paradigms_tables.md, paradigms.csv and the pictures."""
+    """Folder for paradigms_tables.md, paradigms.csv, the pictures, and the cells themselves, which the next report starts from."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One finished cell."""
-
-    modality: str
-    size: int
-    seed: int
-    method: str
-    setting: str
-    measures: dict[str, float]
-    per_sequence: dict[str, list[float]]
-    history: list[dict[str, float]]
-    seconds: float
-    commit: str
-    device: str = ""
-
-    @property
-    def gap(self) -> float:
-        """Training less test success."""
-        return self.measures.get("train/pair_auc", float("nan")) - self.measures["test/pair_auc"]
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The finished cells.
+def gather(study: Path, results: Path) -> list[Row]:
+    """All cells there are: the study's, those kept before, and those of which only a line was kept.
 
     Args:
-        folder: ``cells`` of a study.
+        study: output directory of the study.
+        results: folder of what was kept, which gets the new ones.
 
     Returns:
         In order of what they are.
-
-    Raises:
-        ValueError: there are none, or one cannot be read.
     """
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found = json.loads(path.read_text())
-            modality, size, seed, method, setting = found["cell"]
-            measures = dict(found["measures"])
-            lists = measures.pop("per_sequence")
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a finished cell ({error}); delete it and the study runs it again") from None
-        rows.append(
-            Row(
-                modality=modality,
-                size=int(size),
-                seed=int(seed),
-                method=method,
-                setting=setting.replace(",", ".") if setting.startswith(("lr", "strength")) else setting,
-                measures=measures,
-                per_sequence=lists,
-                history=found["history"],
-                seconds=found.get("train_seconds", 0.0),
-                commit=found.get("commit") or "",
-                device=found.get("device", ""),
-            )
-        )
-    if not rows:
-        raise ValueError(f"{folder}: no finished cell; run experiments/paradigms.py first")
-    return sorted(rows, key=lambda r: (r.modality, r.size, r.method, r.setting, r.seed))
+    files = cell_files(study, results / CELLS)
+    rows = read_rows(files)
+    write_cells(files, results / CELLS)
+    known = {row.key for row in rows}
+    return sorted([*rows, *(row for row in read_csv(results / LINES) if row.key not in known)], key=lambda row: row.key)
 
 
 def chosen(rows: list[Row]) -> dict[str, list[Row]]:
@@ -149,13 +91,17 @@ def paired(first: list[Row], second: list[Row], measure: str) -> tuple[float, fl
 
     Returns:
         Mean of first less second, its 95 % interval (percentiles of a bootstrap that draws seeds and sequences anew), and the number of
-        seeds; not-a-number without a seed in common, and no interval from one seed alone.
+        seeds; not-a-number without a seed in common, and no interval from one seed alone. Seeds of which either has means only are left out,
+        unless there is no other: then there is no interval.
     """
     others = {row.seed: row for row in second}
     both = [(row, others[row.seed]) for row in first if row.seed in others]
     if not both:
         return float("nan"), float("nan"), float("nan"), 0
-    differences = np.array([np.subtract(a.per_sequence[measure], b.per_sequence[measure]) for a, b in both])
+    whole = [(a, b) for a, b in both if measure in a.per_sequence and measure in b.per_sequence]
+    if not whole:
+        return float(np.mean([a.measures[measure] - b.measures[measure] for a, b in both])), float("nan"), float("nan"), len(both)
+    differences = np.array([np.subtract(a.per_sequence[measure], b.per_sequence[measure]) for a, b in whole])
     mean, (seeds, count) = float(differences.mean()), differences.shape
     if seeds < 2:
         return mean, float("nan"), float("nan"), seeds
@@ -179,35 +125,35 @@ def front(points: list[tuple[float, float]]) -> list[int]:
     return sorted(np.flatnonzero(pareto_front(np.array(points))).tolist(), key=lambda i: points[i])
 
 
-def tables(rows: list[Row]) -> str:
+def tables(rows: list[Row], before: str = "") -> str:
     """A table for each modality and size.
 
     Args:
         rows: all cells.
+        before: the tables as they were, of which those stay whose cells are all known by their means only: their intervals are lost.
 
     Returns:
         Markdown.
     """
+    kept = dict(part.split("\n", 1) for part in before.split("### ")[1:])
     lines: list[str] = []
     for modality in dict.fromkeys(row.modality for row in rows):
         start = {r.method: r for r in rows if r.modality == modality and r.size == 0}
         for size in sorted({r.size for r in rows if r.modality == modality and r.size}):
-            best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
-            lines += [f"### {modality}, {size} target pairs", ""]
-            body = [_line(name, [row], None, start) for name, row in start.items()]
-            order = sorted(best, key=lambda method: -_mean(best[method], "test/pair_auc"))
-            body += [_line(method, best[method], best.get(REFERENCE), start) for method in order]
-            head = [
-                "method (setting)",
-                "n",
-                "target pairs",
-                "online AUC / P",
-                "source pairs (kept)",
-                "source online",
-                "train - test",
-            ]
-            lines += [*table([*head, f"pairs - {REFERENCE} [95 %]", f"source - {REFERENCE} [95 %]", "s"], body), ""]
+            title = f"{modality}, {size} target pairs"
+            mine = [r for r in rows if (r.modality, r.size) == (modality, size)]
+            known = title in kept and not any(r.per_sequence for r in mine)
+            body = kept[title].strip().splitlines() if known else _table(chosen(mine), start)
+            lines += [f"### {title}", "", *body, ""]
     return "\n".join(lines)
+
+
+def _table(best: dict[str, list[Row]], start: dict[str, Row]) -> list[str]:
+    body = [_line(name, [row], None, start) for name, row in start.items()]
+    order = sorted(best, key=lambda method: -_mean(best[method], "test/pair_auc"))
+    body += [_line(method, best[method], best.get(REFERENCE), start) for method in order]
+    head = ["method (setting)", "n", "target pairs", "online AUC / P", "source pairs (kept)", "source online", "train - test"]
+    return table([*head, f"pairs - {REFERENCE} [95 %]", f"source - {REFERENCE} [95 %]", "s"], body)
 
 
 def _mean(cells: list[Row], measure: str) -> float:
@@ -227,7 +173,7 @@ def _line(method: str, cells: list[Row], reference: list[Row] | None, start: dic
         mean, low, high, seeds = paired(cells, reference, measure)
         if not seeds:
             return "-"
-        return f"{100 * mean:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if seeds > 1 else " (n = 1)")
+        return f"{100 * mean:+.1f}" + (f" (n = {seeds})" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
 
     before = start["zero-shot"].measures["source/pair_auc"] if "zero-shot" in start else float("nan")
     tuned = cells[0].size > 0
@@ -243,26 +189,6 @@ def _line(method: str, cells: list[Row], reference: list[Row] | None, start: dic
         against("source/pair_auc"),
         f"{np.median([c.seconds for c in cells]):.0f}" if tuned else "",
     ]
-
-
-def as_csv(rows: list[Row]) -> str:
-    """Every cell as a line.
-
-    Args:
-        rows: all cells.
-
-    Returns:
-        CSV with a header.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["modality", "pairs", "seed", "method", "setting", *COLUMNS, "best_step", "train_seconds", "device", "commit"])
-    for r in rows:
-        curve = [entry.get("val/success_auc", 0.0) for entry in r.history]
-        step = int(r.history[int(np.argmax(curve))]["step"]) if curve else ""
-        figures = [f"{r.measures[c]:.4f}" if c in r.measures else "" for c in COLUMNS]
-        writer.writerow([r.modality, r.size, r.seed, r.method, r.setting, *figures, step, f"{r.seconds:.1f}", r.device, r.commit])
-    return text.getvalue()
 
 
 def curves(rows: list[Row], modality: str, path: Path) -> None:
@@ -349,15 +275,16 @@ def main(report: Report) -> None:
     Args:
         report: the settings.
     """
-    rows = read_rows(report.study / "cells")
-    report.results.mkdir(parents=True, exist_ok=True)
-    text = tables(rows)
-    write_text(report.results / "paradigms_tables.md", text)
-    write_text(report.results / "paradigms.csv", as_csv(rows))
+    rows = gather(report.study, report.results)
+    path = report.results / "paradigms_tables.md"
+    text = tables(rows, path.read_text() if path.exists() else "")
+    write_text(path, text)
+    write_text(report.results / LINES, as_csv(rows))
     for modality in dict.fromkeys(r.modality for r in rows if r.size):
         curves(rows, modality, report.results / f"paradigms_{modality}.png")
         size = min(r.size for r in rows if r.modality == modality and r.size)
-        trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
+        if any(r.history for r in rows if (r.modality, r.size) == (modality, size)):  # Else the picture of cells whose curves are lost stays.
+            trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
     print(text)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from leaderboard import describe, say
-from paradigms_report import Row, read_rows
+from paradigms_record import CELLS, Row, cell_files, read_rows
 from srft.files import environment, git_commit, write_json
 from srft.search.front import hypervolume, pareto_front
 from srft.search.record import read_study
@@ -155,7 +155,7 @@ def main(given: Comparison) -> None:
             f"{given.sweep}: trained with data.train_world={data.train_world}, data.pool={data.pool}; expected a world and "
             "a pool of the study: --config experiments/search_front_base.json"
         )
-    rows = read_rows(given.study / "cells")
+    rows = read_rows(cell_files(given.study, given.results / CELLS))
     sides = {
         "by hand": by_hand(rows, given.by_hand, data.modality, data.pool, data.train_world - 1000),
         "searched": searched(list(record.results), given.sweep / "cache", given.pairs, given.sweep / "tested"),

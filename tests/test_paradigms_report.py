@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from paradigms_report import Report, Row, as_csv, chosen, front, main, paired, read_rows, tables
+from paradigms_record import CELLS, LINES, Row, as_csv, cell_files, read_csv, read_rows, write_cells
+from paradigms_report import Report, chosen, front, main, paired, tables
 
 
 def row(method: str, setting: str, seed: int, val: float, tested: list[float]) -> Row:
@@ -14,7 +16,7 @@ def row(method: str, setting: str, seed: int, val: float, tested: list[float]) -
     measures |= {"test/pair_auc": float(np.mean(tested)), "val/pair_auc": val, "train/pair_auc": 0.75}
     lists = {"test/pair_auc": tested, "source/pair_auc": [0.5] * len(tested)}
     history = [{"step": 40 * (i + 1), "val/success_auc": v, "train/iou": v, "source/success_auc": v} for i, v in enumerate((0.3, 0.5, 0.4))]
-    about = {"modality": "rgbe", "size": 64, "commit": "abc", "seconds": 30.0, "history": history}
+    about = {"modality": "rgbe", "size": 64, "commit": "abc", "seconds": 30.0, "history": history, "best_step": 80}
     return Row(seed=seed, method=method, setting=setting, measures=measures, per_sequence=lists, **about)
 
 
@@ -55,26 +57,94 @@ def test_the_front_has_what_nothing_beats() -> None:
     assert [points[i][1] for i in kept] == sorted((points[i][1] for i in kept), reverse=True)
 
 
-def test_the_same_cells_give_the_same_files(tmp_path: Path) -> None:
-    cells = tmp_path / "study" / "cells"
-    cells.mkdir(parents=True)
-    with pytest.raises(ValueError, match="no finished cell"):
-        read_rows(cells)
-    made = [row(method, "lr 0,0003", seed, 0.5, [0.5 + 0.1 * seed, 0.6]) for method in ("fft", "penalty") for seed in range(2)]
-    for i, r in enumerate(made):
+def test_a_difference_of_means_alone_has_no_interval() -> None:
+    whole = [[row(m, "", seed, 0.5, [0.5 + x, 0.7 + x]) for seed in range(3)] for m, x in (("a", 0.1), ("b", 0.0))]
+    lost = [[dataclasses.replace(r, per_sequence={}) for r in side] for side in whole]
+    mean, low, high, seeds = paired(lost[0], lost[1], "test/pair_auc")
+    assert (mean, seeds) == (pytest.approx(0.1), 3)
+    assert np.isnan([low, high]).all()
+    for first in ([lost[0][0], *whole[0][1:]], whole[0][1:]):  # Seeds without sequences are left out where there are others.
+        assert paired(first, whole[1], "test/pair_auc") == pytest.approx((0.1, 0.1, 0.1, 2))
+    assert "+10.0 (n = 3)" in tables([*lost[0], *(dataclasses.replace(r, method="fft") for r in lost[1])])
+
+
+def write_study(folder: Path, rows: list[Row]) -> None:
+    (folder / "cells").mkdir(parents=True)
+    for r in rows:
+        what = ["rgbe", str(r.size), str(r.seed), r.method, r.setting.replace(".", ",")]
         measures = {**r.measures, "per_sequence": r.per_sequence}
-        cell = {"cell": ["rgbe", "64", str(r.seed), r.method, r.setting], "measures": measures, "history": r.history, "train_seconds": 30.0}
-        (cells / f"{i}.json").write_text(json.dumps(cell))
+        cell = {"cell": what, "measures": measures, "history": r.history, "train_seconds": 30.0, "commit": "abc"}
+        (folder / "cells" / f"{r.size}-{r.method}-{r.seed}.json").write_text(json.dumps(cell))
+
+
+def four(size: int = 64) -> list[Row]:
+    made = [row(method, "lr 0.0003", seed, 0.5, [0.5 + 0.1 * seed, 0.6]) for method in ("fft", "penalty") for seed in range(2)]
+    return [dataclasses.replace(r, size=size) for r in made]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_cells_give_the_same_files(tmp_path: Path) -> None:
+    write_study(tmp_path / "study", four())
     for out in ("one", "two"):
         main(Report(study=tmp_path / "study", results=tmp_path / out))
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["paradigms.csv", "paradigms_rgbe.png", "paradigms_rgbe_steps.png", "paradigms_tables.md"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    rows = read_rows(cells)
-    assert as_csv(rows).splitlines()[1].startswith("rgbe,64,0,fft,lr 0.0003,0.5500")
-    assert "80,30.0" in as_csv(rows)  # best step
-    assert "+0.0 [+0.0, +0.0]" in tables(rows)
-    (cells / "9.json").write_text("{}")
+    written = files(tmp_path / "one")
+    assert sorted(written) == [LINES, CELLS, "paradigms_rgbe.png", "paradigms_rgbe_steps.png", "paradigms_tables.md"]
+    assert written == files(tmp_path / "two")
+    lines = written[LINES].decode().splitlines()
+    assert lines[1].startswith("rgbe,64,0,fft,lr 0.0003,0.5500")
+    assert lines[1].endswith("80,30.0,,abc")  # best step, seconds, device, commit
+    assert "+0.0 [+0.0, +0.0]" in written["paradigms_tables.md"].decode()
+    (tmp_path / "study" / "cells" / "9.json").write_text("{}")
     with pytest.raises(ValueError, match=r"9\.json: not a finished cell"):
-        read_rows(cells)
+        main(Report(study=tmp_path / "study", results=tmp_path / "one"))
+    assert written == files(tmp_path / "one")
+
+
+def test_reports_of_parts_come_to_the_report_of_the_whole(tmp_path: Path) -> None:
+    for name, rows in (("first", four()[:3]), ("second", four()[2:]), ("all", four())):
+        write_study(tmp_path / name, rows)
+    for name in ("first", "second", "nothing"):  # What was kept is enough.
+        main(Report(study=tmp_path / name, results=tmp_path / "parts"))
+    main(Report(study=tmp_path / "all", results=tmp_path / "whole"))
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_cells_without_files_are_known_by_their_lines(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    write_study(tmp_path / "old", four())
+    main(Report(study=tmp_path / "old", results=results))
+    before = files(results)
+    lines = read_csv(results / LINES)
+    assert as_csv(lines).encode() == before[LINES]
+    assert not any(r.per_sequence or r.history for r in lines)
+    (results / CELLS).unlink()
+    with pytest.raises(ValueError, match="no finished cell, and none in"):
+        main(Report(study=tmp_path / "nothing", results=results))
+    write_study(tmp_path / "new", four(192))
+    main(Report(study=tmp_path / "new", results=results))
+    after = files(results)
+    assert after[LINES].startswith(before[LINES])
+    assert after["paradigms_tables.md"].startswith(before["paradigms_tables.md"])  # with the intervals, which are not in the lines
+    assert after["paradigms_rgbe_steps.png"] == before["paradigms_rgbe_steps.png"]
+    assert after["paradigms_rgbe.png"] != before["paradigms_rgbe.png"]
+    write_study(tmp_path / "again", four()[:1])  # One of them anew: the rest of its table is by lines.
+    main(Report(study=tmp_path / "again", results=results))
+    table = (results / "paradigms_tables.md").read_text().split("### ")[1]
+    assert "+0.0 (n = 2)" in table
+    assert "[+0.0, +0.0]" not in table
+
+
+def test_damaged_records_say_so(tmp_path: Path) -> None:
+    archive = tmp_path / CELLS
+    write_cells({"one.json": b"{}"}, archive)
+    archive.write_bytes(archive.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="not a whole archive"):
+        cell_files(tmp_path, archive)
+    (tmp_path / LINES).write_text(as_csv(four()).replace(",64,1,", ",many,1,"))
+    with pytest.raises(ValueError, match=r"paradigms\.csv, line 3: not a cell"):
+        read_csv(tmp_path / LINES)
+    with pytest.raises(ValueError, match=r"a\.json: not a finished cell"):
+        read_rows({"a.json": b"[]"})
