@@ -91,8 +91,8 @@ def paired(first: list[Row], second: list[Row], measure: str) -> tuple[float, fl
 
     Returns:
         Mean of first less second, its 95 % interval (percentiles of a bootstrap that draws seeds and sequences anew), and the number of
-        seeds; not-a-number without a seed in common, and no interval from one seed alone. Seeds of which either has means only are left out,
-        unless there is no other: then there is no interval.
+        seeds; not-a-number without a seed in common, and no interval from one seed alone. Seeds of which either has means only are left
+        out, unless there is no other: then there is no interval.
     """
     others = {row.seed: row for row in second}
     both = [(row, others[row.seed]) for row in first if row.seed in others]
@@ -283,7 +283,7 @@ def main(report: Report) -> None:
     for modality in dict.fromkeys(r.modality for r in rows if r.size):
         curves(rows, modality, report.results / f"paradigms_{modality}.png")
         size = min(r.size for r in rows if r.modality == modality and r.size)
-        if any(r.history for r in rows if (r.modality, r.size) == (modality, size)):  # Else the picture of cells whose curves are lost stays.
+        if any(r.history for r in rows if (r.modality, r.size) == (modality, size)):  # Else the picture as it was stays.
             trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
     print(text)
 

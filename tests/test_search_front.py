@@ -20,7 +20,8 @@ def test_validation_chooses_the_front_and_test_says_what_it_covers() -> None:
 
 def test_only_cells_of_the_same_sequences_and_families_count() -> None:
     measures = {"test/pair_auc": 0.6, "source/pair_auc": 0.7, "val/pair_auc": 0.5, "val_source/pair_auc": 0.4}
-    about = {"modality": "rgbe", "measures": measures, "per_sequence": {}, "history": [{}] * 4, "best_step": 40, "seconds": 1.0, "commit": ""}
+    about = {"modality": "rgbe", "measures": measures, "per_sequence": {}, "history": [{}] * 4}
+    about |= {"best_step": 40, "seconds": 1.0, "commit": ""}
     rows = [
         Row(method=m, setting="s", size=z, seed=s, **about)
         for m, z, s in (("fft", 64, 0), ("fft", 64, 1), ("fft", 192, 0), ("lora", 64, 0))

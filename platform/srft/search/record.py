@@ -19,6 +19,7 @@ from srft.search.front import at_best
 from srft.search.study import Study, Trial, make_trial
 from srft.settings import recorded
 from srft.training import checkpoint
+from srft.training.home import held
 
 __all__ = [
     "StudyRecord", "TrialResult", "TrialState", "best", "claim", "forget_end", "read_study", "record_end", "record_trials",
@@ -76,19 +77,7 @@ def claim(study: Study, directory: Path, *, resume: bool) -> None:
     Raises:
         ConfigError: the directory holds another study, or this one and ``resume`` is False, or files of something else.
     """
-    marker = directory / _STUDY
-    if marker.exists():
-        try:
-            found = str(json.loads(marker.read_text())["digest"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ConfigError(f"{marker}: not a study description; choose another --out or delete {directory}") from None
-        if found != study.digest():
-            raise ConfigError(
-                f"{directory} holds a study of configuration {found}, but this study is configuration {study.digest()}; "
-                f"choose another --out, delete the directory, or use the settings in {marker}"
-            )
-        if not resume:
-            raise ConfigError(f"{directory} already holds this study ({found}); pass --resume to go on, or choose another --out")
+    if held(directory / _STUDY, study.digest(), what="study", resume=resume):
         return
     if directory.exists() and any((directory / name).exists() for name in ("trials", "mlflow.db")):
         raise ConfigError(f"{directory} holds results but no {_STUDY}; choose another --out or delete the directory")

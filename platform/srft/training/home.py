@@ -11,10 +11,42 @@ from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import write_json
 from srft.settings import recorded
 
-__all__ = ["claim", "config_of"]
+__all__ = ["claim", "config_of", "held"]
 
 log = logging.getLogger(__name__)
 RUN = "run.json"
+
+
+def held(marker: Path, digest: str, *, what: str, resume: bool) -> bool:
+    """Whether a directory is the home of something already; of another thing than this one it must not be.
+
+    Args:
+        marker: file in the directory that says whose it is.
+        digest: of what wants the directory.
+        what: run or study.
+        resume: accept a directory in which this very thing was started before.
+
+    Returns:
+        False if it is nobody's.
+
+    Raises:
+        ConfigError: the directory holds another one, or holds this one and ``resume`` is False, or the marker cannot be read.
+    """
+    if not marker.exists():
+        return False
+    directory = marker.parent
+    try:
+        found = str(json.loads(marker.read_text())["digest"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(f"{marker}: not a {what} description; choose another directory (--out) or delete {directory}") from None
+    if found != digest:
+        raise ConfigError(
+            f"{directory} holds a {what} of configuration {found}, but this {what} is configuration {digest}; "
+            f"choose another directory (--out), delete this one, or use the settings in {marker}"
+        )
+    if not resume:
+        raise ConfigError(f"{directory} already holds this {what} ({found}); pass --resume to go on, or choose another directory (--out)")
+    return True
 
 
 def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -23,27 +55,13 @@ def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
     Args:
         directory: of the run; made if missing.
         config: the run.
-        resume: accept a directory in which this very run was started before.
-
-    Raises:
-        ConfigError: the directory holds another configuration, or holds this one and ``resume`` is False.
+        resume: accept a directory in which this very run was started before; any other that is taken is an error, see ``held``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     marker = directory / RUN
-    if marker.exists():
-        try:
-            found = str(json.loads(marker.read_text())["digest"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ConfigError(f"{marker}: not a run description; choose another directory or delete {directory}") from None
-        if found != config.digest():
-            raise ConfigError(
-                f"{directory} holds a run of configuration {found}, but this run is configuration {config.digest()}; "
-                f"choose another directory, delete this one, or use the settings in {marker}"
-            )
-        if not resume:
-            raise ConfigError(f"{directory} already holds this run ({found}); pass --resume to go on, or choose another directory")
+    known = held(marker, config.digest(), what="run", resume=resume)
     _remove_orphans(directory)
-    if not marker.exists():
+    if not known:
         # The name and the number of workers may change when a run goes on; the digest leaves both out.
         write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
 
