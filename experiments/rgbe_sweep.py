@@ -1,6 +1,6 @@
 """Turn the shipped RGB tracker into an RGB+event tracker: search SRFT's settings, compare them with full fine-tuning, test the winner.
 
-    uv run experiments/rgbe_sweep.py                       # 2 baselines and 6 SRFT trials, under 8 minutes on 2 cores
+    uv run experiments/rgbe_sweep.py                       # 2 baselines, SRFT's default and 6 trials, under 8 minutes on 2 cores
     uv run experiments/rgbe_sweep.py --quick               # the same path in 2 minutes, to see it work
     uv run experiments/rgbe_sweep.py --num-samples 20 --epochs 8 --out outputs/long
     uv run experiments/rgbe_sweep.py --out outputs/long --num-samples 20 --epochs 8 --resume    # after Ctrl-C or a crash

@@ -3,7 +3,7 @@
 Trials of a sweep with two measures are tested like the cells of the proof study (paradigms.py) and set beside its cells of the same
 sequences and seed. Both choose their front on validation; what it covers is measured on test:
 
-    uv run experiments/rgbe_sweep.py --config experiments/search_front_base.json --search tpe --objective pareto --num-samples 18 \
+    uv run experiments/rgbe_sweep.py --config experiments/search_front_base.json --search tpe --objective pareto --num-samples 8 \
         --out outputs/pareto
     uv run experiments/search_front.py outputs/pareto outputs/paradigms      # experiments/results/search_front.json and .png
 """

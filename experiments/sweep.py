@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from srft.run_logging import StudyLog
 
 FFT_RATES = (3e-4, 1e-3)
+SRFT_RATE = 6e-4
+"""Of SRFT's default settings, as the proof study has them."""
 Scheduler = Literal["asha", "hyperband", "none"]
 Objective = Literal["target", "pareto"]
 
@@ -37,7 +39,8 @@ class Sweep:
     """One sweep."""
 
     num_samples: int = 6
-    """SRFT trials drawn from the search space; the full fine-tuning baselines come on top. At most so many with --search grid."""
+    """SRFT trials drawn from the search space; the full fine-tuning baselines and SRFT's default settings come on top. At most so many
+    with --search grid."""
     search: Search = "random"
     """How trials are drawn: independently, evenly (sobol), every combination (grid), from what earlier trials showed (tpe), or
     independently and then, after every epoch, the worst go on from the best with settings near theirs (pbt)."""
@@ -82,7 +85,7 @@ class Sweep:
     resume: bool = False
     """Go on with the study in --out."""
     quick: bool = False
-    """2 trials and 1 baseline of 2 short epochs on fewer sequences."""
+    """1 baseline, the default and 1 drawn trial of 2 short epochs on fewer sequences."""
     config: Path | None = None
     """JSON file of dotted keys ({"optim.batch_size": 32}) that replace the sweep's base settings."""
     tracking_uri: str | None = None
@@ -97,7 +100,7 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
         modality: of the target domain.
 
     Returns:
-        Baselines as fixed points, then SRFT trials.
+        Baselines and SRFT's default settings as fixed points, in this order, then drawn SRFT trials.
     """
     quick = sweep.quick
     base = TrainConfig(
@@ -112,7 +115,9 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
             length=16 if quick else 32,
         ),
         srft=SRFTConfig(fisher_samples=32 if quick else 256, refresh=5),
-        optim=OptimConfig(epochs=min(sweep.epochs, 2) if quick else sweep.epochs, steps_per_epoch=10 if quick else 30, batch_size=16),
+        optim=OptimConfig(
+            lr=SRFT_RATE, epochs=min(sweep.epochs, 2) if quick else sweep.epochs, steps_per_epoch=10 if quick else 30, batch_size=16
+        ),
     )
     if sweep.config is not None:
         base = load(sweep.config, base)
@@ -120,11 +125,13 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
     space = parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space()
     if sweep.search == "pbt" and not sweep.vary:
         space = Space({key: dimension for key, dimension in space.dimensions.items() if key in CHANGEABLE})
+    baselines = [{"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)]
+    settings = to_flat(base)
     return Study(
         name=f"{modality}-sweep",
         base=base,
         space=space,
-        num_samples=min(sweep.num_samples, 4 if sweep.search == "pbt" else 2) if quick and sweep.search != "grid" else sweep.num_samples,
+        num_samples=min(sweep.num_samples, 4 if sweep.search == "pbt" else 1) if quick and sweep.search != "grid" else sweep.num_samples,
         search=sweep.search,
         levels=sweep.levels,
         second="source/success_auc" if sweep.objective == "pareto" else "",
@@ -138,7 +145,7 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
         max_failed=sweep.max_failed,
         max_hours=sweep.max_hours,
         max_gpu_hours=sweep.max_gpu_hours,
-        fixed=tuple({"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)),
+        fixed=(*baselines, {key: settings[key] for key in space.dimensions if key in settings}),
         seed=sweep.seed,
     )
 
@@ -235,9 +242,10 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     from srft.training import checkpoint
     from srft.training.step import tuned_tracker
 
+    baselines = len(study.fixed) - 1
     chosen = {
-        "FFT": best([r for r in found if r.trial.config.paradigm == "full"]),
-        "SRFT": best([r for r in found if not r.trial.fixed], study.metric, study.second),
+        "FFT": best([r for r in found if r.trial.index < baselines]),
+        "SRFT": best([r for r in found if r.trial.index >= baselines], study.metric, study.second),
     }
     networks = {
         "RGB tracker": load_tracker(study.base.tracker.pretrained),

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from leaderboard import describe, leaderboard, row, trial_row
-from srft.config import ConfigError, to_flat
+from srft.config import ConfigError, SRFTConfig, to_flat
 from srft.evaluation.test_sets import test_sets
+from srft.search.draw import Observation, propose
 from srft.search.record import TrialResult, claim
 from srft.search.space import srft_space
 from srft.settings import from_flat
@@ -36,11 +37,14 @@ def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_default_study_has_baselines_and_six_trials() -> None:
+def test_the_default_study_has_baselines_the_default_and_six_drawn_trials() -> None:
     study = make_study(Sweep())
     trials = study.trials()
-    assert [t.config.paradigm for t in trials] == ["full"] * 2 + ["srft"] * 6
-    assert len({t.config.srft.kappa for t in trials[2:]}) == 6
+    assert [t.config.paradigm for t in trials] == ["full"] * 2 + ["srft"] * 7
+    assert [t.fixed for t in trials] == [True] * 3 + [False] * 6
+    assert dataclasses.replace(trials[2].config, name=study.base.name) == study.base
+    assert study.base.srft == SRFTConfig(refresh=5)
+    assert len({t.config.srft.kappa for t in trials[2:]}) == 7
     quick = make_study(Sweep(quick=True))
     assert len(quick.trials()) == 3
     assert quick.base.optim.total_steps < study.base.optim.total_steps / 4
@@ -113,7 +117,7 @@ def test_a_directory_of_another_study_is_refused_and_left_alone(tmp_path: Path) 
     done = sweep("--quick", "--resume", "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert str(tmp_path / "out") in done.stderr
-    assert "choose another --out" in done.stderr
+    assert "choose another directory (--out)" in done.stderr
     again = sweep("--quick", "--seed", "5", "--out", str(tmp_path / "out"))
     assert "--resume" in again.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["study.json"]
@@ -139,12 +143,30 @@ def test_options_decide_the_study() -> None:
     assert (study.own_seeds, study.max_hours, study.gpus_per_worker) == (True, 2.0, 0.5)
     assert "paradigm" in study.space.dimensions
     grid = make_study(Sweep(search="grid", scheduler="none", vary=("srft.rank=4,16", "srft.kappa=0.5,1,2"), quick=True))
-    assert (grid.size, grid.early_stopping) == (7, False)
+    assert (grid.size, grid.early_stopping) == (8, False)
     with pytest.raises(ConfigError, match=r"grid has 972 points.*give 972"):
         make_study(Sweep(search="grid"))
     population = make_study(Sweep(search="pbt", quick=True))
     assert population.num_samples == 4
     assert population.space.dimensions.keys() == srft_space().dimensions.keys() - {"srft.rank", "srft.give_back"}
+
+
+@pytest.mark.parametrize("space", ["srft", "wide"])
+def test_a_search_learns_from_the_default(space: Any) -> None:
+    study = make_study(Sweep(search="tpe", space=space))
+    point = study.trials()[-1].point
+    assert point.keys() == study.space.dimensions.keys()
+    shown = [(2e-4, 0.1), (9e-4, 0.9)] * 9
+    seen = [Observation.of({**point, "optim.lr": rate}, "finished", [score]) for rate, score in shown]
+    proposed = [propose(study.space, seen, seed=seed)["optim.lr"] for seed in range(12)]
+    assert sum(rate > 5e-4 for rate in proposed) >= 9  # Draws: about 3 of 12.
+
+
+def test_a_base_of_ones_own_is_the_first_srft_trial(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"optim.lr": 1e-4, "srft.rank": 5, "paradigm": "srft-lora"}))
+    study = make_study(Sweep(config=tmp_path / "mine.json", vary=("srft.kappa=0.5,2",)))
+    given = study.trials()[2].config
+    assert (given.optim.lr, given.srft.rank, given.srft.kappa, given.paradigm) == (1e-4, 5, 1.0, "srft-lora")
 
 
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:
@@ -193,7 +215,7 @@ def test_a_submitted_job_runs_the_sweep_end_to_end(tmp_path: Path, ray_head: Ray
 
     board = json.loads((out / "leaderboard.json").read_text())
     assert [r["tracker"] for r in board["trackers"]] == ["RGB tracker", "two streams, untuned", "FFT", "SRFT"]
-    assert [t["state"] for t in board["trials"]] == ["finished", "finished"]
+    assert [t["state"] for t in board["trials"]] == ["finished"] * 3
     assert all(0 <= figures["success_auc"] <= 1 for r in board["trackers"] for figures in r["tests"].values())
     assert from_flat(json.loads((out / "best.json").read_text())).paradigm == "srft"
 
@@ -201,7 +223,7 @@ def test_a_submitted_job_runs_the_sweep_end_to_end(tmp_path: Path, ray_head: Ray
     (experiment,) = client.search_experiments(filter_string="name = 'rgbe-sweep'")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     children = [run for run in runs.values() if "mlflow.parentRunId" in run.data.tags]
-    assert len(children) == 2
+    assert len(children) == 3
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     winner = next(run for run in children if run.data.tags.get("srft.chosen") == "SRFT")
     assert {"srft.rank", "srft.kappa", "srft.schedule", "srft.prior_strength", "optim.lr"} <= set(winner.data.params)
