@@ -77,6 +77,10 @@ METHODS: dict[str, dict[str, Point]] = {
             prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1, schedule=schedule
         )
         for schedule, strength in (("power", 3.0), ("constant", 3.0), ("constant", 1.0))
+    }
+    | {
+        f"power, 100, 3, aux 10 %, lr {rate:.0e}": _srft(rate, prior_strength=100.0, rank=16, give_back=3.0, aux_share=0.1, schedule="power")
+        for rate in (3e-4, 1e-3)
     },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)
