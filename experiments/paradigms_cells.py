@@ -73,14 +73,16 @@ METHODS: dict[str, dict[str, Point]] = {
         for strength, share in ((2.0, 0.1), (1.0, 0.1), (5.0, 0.1), (1.0, 1.0))
     },
     "penalty, given back": {
-        f"{schedule}, 100, {strength:g}, aux 10 %": _srft(
-            prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1, schedule=schedule
+        f"{schedule}, 100, {strength:g}, aux 10 %{named}": _srft(
+            rate, prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1, schedule=schedule
         )
-        for schedule, strength in (("power", 3.0), ("constant", 3.0), ("constant", 1.0))
-    }
-    | {
-        f"power, 100, 3, aux 10 %, lr {rate:.0e}": _srft(rate, prior_strength=100.0, rank=16, give_back=3.0, aux_share=0.1, schedule="power")
-        for rate in (3e-4, 1e-3)
+        for schedule, strength, rate, named in (
+            ("power", 3.0, RATE, ""),
+            ("constant", 3.0, RATE, ""),
+            ("constant", 1.0, RATE, ""),
+            ("power", 3.0, 3e-4, ", lr 3e-4"),
+            ("power", 3.0, 1e-3, ", lr 1e-3"),
+        )
     },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)

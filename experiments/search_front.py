@@ -19,12 +19,14 @@ import numpy as np
 import tyro
 
 from leaderboard import describe, say
+from paradigms import Paradigms, base_of
 from paradigms_record import CELLS, Row, cell_files, read_rows
 from srft.files import environment, git_commit, write_json
 from srft.search.front import hypervolume, pareto_front
 from srft.search.record import read_study
 
 if TYPE_CHECKING:
+    from srft.config import DataConfig
     from srft.search.record import TrialResult
 
 CHOSEN_BY, TESTED_BY = ("val/pair_auc", "val_source/pair_auc"), ("test/pair_auc", "source/pair_auc")
@@ -38,7 +40,7 @@ class Comparison:
     """Output directory of a sweep with --objective pareto."""
     study: Annotated[Path, tyro.conf.Positional]
     """Output directory of experiments/paradigms.py, with cells of the sweep's target pairs and seed."""
-    by_hand: tuple[str, ...] = ("fft", "penalty", "penalty dense", "proximal dense")
+    by_hand: tuple[str, ...] = ("fft", "penalty", "penalty, given back")
     """Families whose settings are what was chosen by hand."""
     pairs: int = 2_048
     """Target pairs of the test, as the study's."""
@@ -74,11 +76,12 @@ class Tracker:
         return Tracker(name=name, epochs=epochs, chosen_by=pair(CHOSEN_BY), tested_by=pair(TESTED_BY))
 
 
-def searched(found: list[TrialResult], cache: Path, pairs: int, folder: Path) -> list[Tracker]:
+def searched(found: list[TrialResult], data: DataConfig, cache: Path, pairs: int, folder: Path) -> list[Tracker]:
     """Test the trials of a sweep, each at its best epoch, once.
 
     Args:
         found: trials.
+        data: the study's, which says what is tested on, whatever the sweep itself tests its winner on.
         cache: folder of sequences.
         pairs: target pairs of the test.
         folder: of what is finished.
@@ -97,7 +100,7 @@ def searched(found: list[TrialResult], cache: Path, pairs: int, folder: Path) ->
             continue
         path = folder / f"{result.trial.name}.json"
         if not path.exists():
-            write_json(path, tests(tuned_tracker(best), result.trial.config.data, pairs, cache))
+            write_json(path, tests(tuned_tracker(best), data, pairs, cache))
         trackers.append(Tracker.of(describe(result.trial.config), len(result.history), json.loads(path.read_text())))
         say(f"{result.trial.name}: {trackers[-1].tested_by[0]:.3f} target, {trackers[-1].tested_by[1]:.3f} source")
     return trackers
@@ -155,10 +158,16 @@ def main(given: Comparison) -> None:
             f"{given.sweep}: trained with data.train_world={data.train_world}, data.pool={data.pool}; expected a world and "
             "a pool of the study: --config experiments/search_front_base.json"
         )
+    judged = base_of(Paradigms(), data.modality).data
+    if (data.world_seed, data.length) != (judged.world_seed, judged.length):
+        raise ValueError(
+            f"{given.sweep}: sequences of world {data.world_seed} with {data.length} frames; expected the study's, {judged.world_seed} and "
+            f"{judged.length}: --config experiments/search_front_base.json"
+        )
     rows = read_rows(cell_files(given.study, given.results / CELLS))
     sides = {
         "by hand": by_hand(rows, given.by_hand, data.modality, data.pool, data.train_world - 1000),
-        "searched": searched(list(record.results), given.sweep / "cache", given.pairs, given.sweep / "tested"),
+        "searched": searched(list(record.results), judged, given.sweep / "cache", given.pairs, given.sweep / "tested"),
     }
     everyone = np.array([t.tested_by for side in sides.values() for t in side])
     corner = (float(everyone[:, 0].min()), float(everyone[:, 1].min()))
