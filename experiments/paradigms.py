@@ -147,7 +147,7 @@ def run_cell(
     write_json(
         out / f"{identity(config)}.json",
         {
-            "cell": config.name.split(".")[1:],
+            "cell": config.name.split(".", 5)[1:],
             "config": to_flat(config),
             "measures": figures,
             "history": [{"step": r["step"], **_curve(r["metrics"])} for r in reports],

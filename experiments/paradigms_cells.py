@@ -80,6 +80,8 @@ METHODS: dict[str, dict[str, Point]] = {
             ("power", 3.0, RATE, ""),
             ("constant", 3.0, RATE, ""),
             ("constant", 1.0, RATE, ""),
+            ("power", 1.0, RATE, ""),
+            ("power", 0.3, RATE, ""),
             ("power", 3.0, 3e-4, ", lr 3e-4"),
             ("power", 3.0, 1e-3, ", lr 1e-3"),
         )
@@ -150,7 +152,7 @@ class Cell:
     method: str
     setting: str
     config: TrainConfig
-    """Its name is ``cell.<modality>.<size>.<seed>.<method>.<setting>``, commas for points."""
+    """Its name is ``cell.<modality>.<size>.<seed>.<method>.<setting>``."""
 
 
 def cells_of(
@@ -196,7 +198,7 @@ def cells_of(
 
 def _cell(common: TrainConfig, modality: Modality, size: int, seed: int, method: str, setting: str, point: Point) -> Cell:
     drawn = {
-        "name": f"cell.{modality}.{size}.{seed}.{method}.{setting.replace('.', ',')}",
+        "name": f"cell.{modality}.{size}.{seed}.{method}.{setting}",
         "seed": seed,
         "data.train_world": 1000 + seed,
         "data.train_sequences": min(192, max(8, size // 8)),

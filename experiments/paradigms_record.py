@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ MEASURES = (
 )
 """Columns of the CSV."""
 WHAT = ("modality", "pairs", "seed", "method", "setting")
+_NUMBER = re.compile(r"(\d),(\d)")
+"""As cells wrote broken numbers before names had points."""
 REST = ("best_step", "train_seconds", "device", "commit")
 
 
@@ -136,7 +139,7 @@ def read_rows(files: dict[str, bytes]) -> list[Row]:
                 size=int(size),
                 seed=int(seed),
                 method=method,
-                setting=setting.replace(",", ".") if setting.startswith(("lr", "strength")) else setting,
+                setting=_NUMBER.sub(r"\1.\2", setting),
                 measures=measures,
                 per_sequence=lists,
                 history=found["history"],
