@@ -130,7 +130,7 @@ def tables(rows: list[Row], before: str = "") -> str:
 
     Args:
         rows: all cells.
-        before: the tables as they were, of which those stay whose cells are all known by their means only: their intervals are lost.
+        before: the tables as they were. Those stay of which the reference is known by its means only: their intervals would be lost.
 
     Returns:
         Markdown.
@@ -141,11 +141,14 @@ def tables(rows: list[Row], before: str = "") -> str:
         start = {r.method: r for r in rows if r.modality == modality and r.size == 0}
         for size in sorted({r.size for r in rows if r.modality == modality and r.size}):
             title = f"{modality}, {size} target pairs"
-            mine = [r for r in rows if (r.modality, r.size) == (modality, size)]
-            known = title in kept and not any(r.per_sequence for r in mine)
-            body = kept[title].strip().splitlines() if known else _table(chosen(mine), start)
+            best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
+            body = _table(best, start) if _whole(best) or title not in kept else kept[title].strip().splitlines()
             lines += [f"### {title}", "", *body, ""]
     return "\n".join(lines)
+
+
+def _whole(best: dict[str, list[Row]]) -> bool:
+    return all(r.per_sequence and r.history for r in best.get(REFERENCE, []))
 
 
 def _table(best: dict[str, list[Row]], start: dict[str, Row]) -> list[str]:
@@ -250,13 +253,15 @@ def trajectories(rows: list[Row], modality: str, size: int, path: Path) -> None:
         rows: all cells.
         modality: which.
         size: which.
-        path: PNG to write.
+        path: PNG to write, unless it exists and the curves of the reference are lost.
     """
     from matplotlib.figure import Figure
 
+    best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
+    if path.exists() and not _whole(best):  # Of cells whose curves are lost.
+        return
     figure = Figure(figsize=(12.0, 3.6), layout="constrained")
     shown = ("train/iou", "val/success_auc", "source/success_auc")
-    best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
     for axes, name in zip(figure.subplots(1, 3), shown, strict=True):
         for i, method in enumerate(sorted(best)):
             histories = [r.history for r in best[method] if r.history and name in r.history[0]]
@@ -283,8 +288,7 @@ def main(report: Report) -> None:
     for modality in dict.fromkeys(r.modality for r in rows if r.size):
         curves(rows, modality, report.results / f"paradigms_{modality}.png")
         size = min(r.size for r in rows if r.modality == modality and r.size)
-        if any(r.history for r in rows if (r.modality, r.size) == (modality, size)):  # Else the picture as it was stays.
-            trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
+        trajectories(rows, modality, size, report.results / f"paradigms_{modality}_steps.png")
     print(text)
 
 
