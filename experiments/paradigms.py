@@ -92,7 +92,7 @@ def base_of(session: Paradigms, modality: Modality) -> TrainConfig:
     return TrainConfig(
         name="paradigms",
         data=DataConfig(modality=modality, val_sequences=8, test_sequences=session.test_sequences, source_sequences=8, length=LENGTH),
-        srft=SRFTConfig(fisher_samples=session.fisher_samples, give_back=0.0, aux_share=1.0),
+        srft=SRFTConfig(fisher_samples=session.fisher_samples, give_back=0.0, give_back_sequences=0, aux_share=1.0),
         optim=OptimConfig(epochs=4, steps_per_epoch=max(1, session.steps // 4), batch_size=session.batch),
     )
 

@@ -85,6 +85,11 @@ METHODS: dict[str, dict[str, Point]] = {
             ("power", 3.0, 3e-4, ", lr 3e-4"),
             ("power", 3.0, 1e-3, ", lr 1e-3"),
         )
+    }
+    | {
+        "power, 100, 3 up to 24 sequences, aux 10 %": _srft(
+            prior_strength=100.0, rank=16, give_back=3.0, give_back_sequences=24, aux_share=0.1, schedule="power"
+        )
     },
     "fft, streams apart": {
         f"lr {rate:g}": {"paradigm": "full", "optim.lr": rate, "optim.rates": "published_fe108"} for rate in (6e-4, 1e-3, 3e-4)

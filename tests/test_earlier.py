@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from srft.config import ConfigError, to_flat
+from srft.config import BEFORE, ConfigError, to_flat
 from srft.run_logging import LoggedTrial, open_study
 from srft.search.draw import propose
 from srft.search.earlier import observe, read_earlier
@@ -49,9 +49,9 @@ def test_only_trials_of_the_same_question_are_learned_from():
     assert found[2].values[0] == 0.4
     assert math.isnan(found[2].values[1])
     assert differing == {"paradigm": 1, "srft.kappa": 1, "srft.schedule": 1, "optim.epochs": 1}
-    older = {key: text for key, text in trials[0].params.items() if key not in ("srft.give_back", "srft.aux_share")}
+    older = {key: text for key, text in trials[0].params.items() if key not in BEFORE}
     found_older, differing = observe(STUDY, [dataclasses.replace(trials[0], params=older)])  # it did not give back, as a run does now
-    assert (found_older, differing) == ([], {"srft.give_back": 1, "srft.aux_share": 1})
+    assert (found_older, differing) == ([], dict.fromkeys(BEFORE, 1))
     point = propose(SPACE, found, seed=0, objectives=2)
     assert from_flat(point, BASE)
 

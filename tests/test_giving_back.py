@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from srft.method.giving_back import GivingBack
+from srft.method.giving_back import GivingBack, strength_with
 from tests.small_net import make_prior, net
 
 
@@ -62,6 +62,12 @@ def test_equal_sensitivities_are_the_interpolation_of_weights():
     for giving in (GivingBack.of(replace(prior, groups=groups), start, 1.0), GivingBack.of(prior, start, 1.0, alike=True)):
         for name, w in giving(tuned).items():
             torch.testing.assert_close(w, (start[name] + tuned[name]) / 2, rtol=0, atol=1e-6)
+
+
+def test_the_strength_falls_with_the_data():
+    assert [strength_with(3.0, n, up_to=24) for n in (1, 24, 48, 240)] == [3.0, 3.0, 1.5, pytest.approx(0.3)]
+    assert strength_with(3.0, 1000, up_to=0) == 3.0
+    assert strength_with(0.0, 1000, up_to=24) == 0.0
 
 
 def test_what_cannot_be():

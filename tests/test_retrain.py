@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from srft.commands.retrain import Retrain, run, settings
-from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig, to_flat
+from srft.config import BEFORE, ConfigError, DataConfig, OptimConfig, TrainConfig, to_flat
 from srft.run_logging import config_of, find_origin, open_study
 from srft.settings import from_flat
 from srft.training import checkpoint
@@ -40,9 +40,9 @@ def test_settings_come_back_from_text_and_grow_with_the_workers() -> None:
     )
     for config in (TrainConfig(), BEST, strange):
         assert config_of({key: str(value) for key, value in to_flat(config).items()} | {"num_samples": "3"}, source="run x") == config
-    older = {key: str(value) for key, value in to_flat(TrainConfig()).items() if key not in ("srft.give_back", "srft.aux_share")}
+    older = {key: str(value) for key, value in to_flat(TrainConfig()).items() if key not in BEFORE}
     found = config_of(older, source="run x").srft  # as that run was trained, not as one is by default now
-    assert (found.give_back, found.aux_share) == (0.0, 1.0)
+    assert (found.give_back, found.give_back_sequences, found.aux_share) == (0.0, 0, 1.0)
     with pytest.raises(ConfigError, match="run x"):
         config_of({"num_samples": "3"}, source="run x")
     config = settings(Retrain(epochs=7, workers=2, strategy="fsdp2", set=("optim.grad_clip=2",)), BEST)

@@ -141,7 +141,10 @@ def test_one_run_gives_the_trackers_of_all_strengths(tmp_path, cache, capsys):
     plain = dataclasses.replace(CONFIG.optim, ema=0.0, epochs=1)
     ends = {}
     for strength in (0.0, 3.0):
-        srft = SRFTConfig(rank=0, prior_strength=0.0, fisher_samples=4, give_back=strength, aux_share=0.25)
+        sequences = len(prepare(CONFIG, cache)[0].train)  # More than one, so that the strength falls.
+        srft = SRFTConfig(
+            rank=0, prior_strength=0.0, fisher_samples=4, give_back=strength * sequences, give_back_sequences=1, aux_share=0.25
+        )
         config = dataclasses.replace(CONFIG, optim=plain, srft=srft)
         ends[strength] = tmp_path / str(strength)
         fine_tune(config, *prepare(config, cache), directory=ends[strength])

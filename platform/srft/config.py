@@ -207,6 +207,9 @@ class SRFTConfig:
     give_back: float = 3.0
     """How far tuned weights return to their pre-trained values, each by its prior sensitivity, before they are validated and exported
     [rho]; training goes on from the weights as they are. 0: not at all."""
+    give_back_sequences: int = 24
+    """Target training sequences up to which rho is as given; with more it falls in proportion, as they outweigh what was known before.
+    0: it never falls."""
     give_back_by: ReturnBy = "sensitivity"
     """What says how far a weight returns: its prior sensitivity, or nothing, all alike (the interpolation of weights)."""
     aux_share: float = 0.1
@@ -226,6 +229,7 @@ class SRFTConfig:
         _check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
         _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
         _check(0 <= self.give_back < math.inf, "srft.give_back", self.give_back, "at least 0")
+        _check(self.give_back_sequences >= 0, "srft.give_back_sequences", self.give_back_sequences, "at least 0")
         _check(0 <= self.aux_share < math.inf, "srft.aux_share", self.aux_share, "at least 0")
         _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
         words = {
@@ -366,7 +370,7 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
 
 
-BEFORE: Mapping[str, Any] = {"srft.give_back": 0.0, "srft.aux_share": 1.0}
+BEFORE: Mapping[str, Any] = {"srft.give_back": 0.0, "srft.give_back_sequences": 0, "srft.aux_share": 1.0}
 """What runs did that were recorded before these settings existed, where that is not the default."""
 
 LAYOUT = ("name", "workers", "min_workers", "strategy", "checkpoint_steps", "data.loader_workers", "data.loader")

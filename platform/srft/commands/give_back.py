@@ -71,6 +71,8 @@ def run(command: GiveBack) -> None:
 
     from srft.data.domain import load_domain
     from srft.evaluation.runner import TestSet, evaluate
+    from srft.method.giving_back import strength_with
+    from srft.method.paradigms import what_trains
 
     domain = load_domain(config.data, cache)
     sets = [TestSet(name="target", sequences=domain.val), TestSet(name="source", sequences=domain.source, rgb_only=True)]
@@ -86,8 +88,12 @@ def run(command: GiveBack) -> None:
     print(f"{'strength':>10} {'target':>8} {'source':>8}")
     for line in found:
         print(f"{line['strength']:>10g} {100 * line['target']:>8.1f} {100 * line['source']:>8.1f}")
+    srft = config.srft
+    if what_trains(config.paradigm)[1] and srft.give_back:
+        own = strength_with(srft.give_back, len(domain.train), up_to=srft.give_back_sequences)
+        print(f"the run itself exported strength {own:.3g}")
     best = max(found, key=lambda line: line["target"] + line["source"])["strength"]
-    print(f"the highest sum has strength {best:g}: --write {best:g}, or train with srft.give_back={best:g}")
+    print(f"the highest sum has strength {best:g}: --write {best:g}, or train with srft.give_back={best:g} srft.give_back_sequences=0")
     if command.json:
         write_json(command.json, {"checkpoint": str(folder), "aux_share": command.aux_share, "validation": found})
     if command.plot:

@@ -20,7 +20,21 @@ from torch import Tensor
 
 from srft.method.prior import PriorSensitivity
 
-__all__ = ["GivingBack"]
+__all__ = ["GivingBack", "strength_with"]
+
+
+def strength_with(strength: float, sequences: int, *, up_to: int) -> float:
+    """Strength of giving back with some amount of target data: the prior weighs as much as ever, the data by their number.
+
+    Args:
+        strength: rho with little data.
+        sequences: target sequences that are trained on.
+        up_to: so many of them that the strength is as given; 0: however many there are.
+
+    Returns:
+        The strength, lower in proportion for more sequences.
+    """
+    return strength * min(1.0, up_to / sequences) if up_to and sequences else strength
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

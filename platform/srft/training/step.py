@@ -15,7 +15,7 @@ from srft.data.pairs import PairSampler
 from srft.data.sampling import dealt
 from srft.data.sequence import Domain
 from srft.method.baselines import attach, diagonals, ewc, l2_sp
-from srft.method.giving_back import GivingBack
+from srft.method.giving_back import GivingBack, strength_with
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, trains_pretrained, what_trains
 from srft.method.prior import PriorSensitivity
@@ -192,7 +192,8 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
         carried = carry(prior.truncated(config.srft.rank), network, aux_share=config.srft.aux_share)
     giving: GivingBack | None = None
     if regularized and carried is not None and config.srft.give_back > 0:
-        giving = GivingBack.of(carried, network.state_dict(), config.srft.give_back, alike=config.srft.give_back_by == "alike")
+        strength = strength_with(config.srft.give_back, len(domain.train), up_to=config.srft.give_back_sequences)
+        giving = GivingBack.of(carried, network.state_dict(), strength, alike=config.srft.give_back_by == "alike")
     if carried is not None and not steps_use_diagonal(config):
         carried = carried.without_diagonal()
     model = worker.wrap(network)  # Before the optimizer is built: it may turn parameters into shards.
