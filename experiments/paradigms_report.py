@@ -28,7 +28,7 @@ REFERENCE = "fft"
 DRAWS = 4_000
 """Of the bootstrap."""
 MARKS = "osD^vPX<>hdp8"
-BOLD = {"penalty, given back": ("*", "SRFT, the default"), "fft": ("D", "full fine-tuning")}
+BOLD = {"penalty, given back": ("*", "SRFT: penalty, given back"), "fft": ("D", "full fine-tuning")}
 """Mark and label of what the study is about."""
 OTHER = {"marker": "o", "color": "0.7", "lw": 0.0, "ms": 4.0, "label": "methods with one setting"}
 """How those are drawn that have no curve."""
