@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from srft.config import TrainConfig, to_flat
+from srft.search.compare import plasticity_and_stability
 from srft.search.record import TrialResult
 
 if TYPE_CHECKING:
@@ -117,7 +118,12 @@ def leaderboard(rows: list[dict[str, Any]], found: list[TrialResult]) -> str:
     lines = ["Trials, best first (success AUC on validation sequences; source: RGB-only success AUC on source sequences)", ""]
     ranked = sorted(found, key=lambda r: 1.0 if math.isnan(r.score) else -r.score)
     body = [
-        [r.trial.name, describe(r.trial.config), show(r.score), show(r.metrics.get("source/success_auc")), f"{len(r.history)} ({r.state})"]
+        [
+            r.trial.name,
+            describe(r.trial.config),
+            *map(show, plasticity_and_stability(r, "val/success_auc")),
+            f"{len(r.history)} ({r.state})",
+        ]
         for r in ranked
     ]
     lines += table(["trial", "settings", "val", "source", "epochs"], body)
@@ -154,7 +160,8 @@ def describe(config: TrainConfig) -> str:
         Such as ``SRFT K=16 power k=0.5 p=100 b=3 lr=3.0e-04``: strengths of the term (p), of giving back (b) and of damping (d), if any.
     """
     if not config.paradigm.startswith("srft"):
-        return f"{'FFT' if config.paradigm == 'full' else config.paradigm} lr={config.optim.lr:.1e}"
+        held = "" if config.baseline.kind == "none" else f" {config.baseline.kind}={config.baseline.strength:.3g}"
+        return f"{'FFT' if config.paradigm == 'full' else config.paradigm}{held} lr={config.optim.lr:.1e}"
     s = config.srft
     damping = f" d={s.damping_strength:.2g}" if s.damping_strength else ""
     settings = f"K={s.rank} {s.schedule} k={s.kappa:.2g} p={s.prior_strength:.3g} b={s.give_back:.2g}{damping}"

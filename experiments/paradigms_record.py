@@ -14,6 +14,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def cell_files(study: Path, archive: Path) -> dict[str, bytes]:
         try:
             with zipfile.ZipFile(archive) as kept:
                 found = {name: kept.read(name) for name in kept.namelist()}
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"{archive}: not a whole archive ({error}); restore it with git checkout") from None
     found |= {path.name: path.read_bytes() for path in sorted((study / "cells").glob("*.json"))}
     if not found:
@@ -124,9 +125,9 @@ def read_rows(files: dict[str, bytes]) -> list[Row]:
         In order of what they are.
 
     Raises:
-        ValueError: one cannot be read.
+        ValueError: one cannot be read, or two are of the same cell.
     """
-    rows = []
+    rows: dict[tuple[str, int, str, str, int], tuple[str, Row]] = {}
     for name, content in files.items():
         try:
             found = json.loads(content)
@@ -150,8 +151,10 @@ def read_rows(files: dict[str, bytes]) -> list[Row]:
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: not a finished cell ({error}); delete it and the study runs it again") from None
-        rows.append(row)
-    return sorted(rows, key=lambda row: row.key)
+        if row.key in rows:
+            raise ValueError(f"{name} and {rows[row.key][0]} are of the same cell, {row.key}, trained otherwise; delete one of them")
+        rows[row.key] = name, row
+    return [rows[key][1] for key in sorted(rows)]
 
 
 def as_csv(rows: Iterable[Row]) -> str:

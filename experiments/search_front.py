@@ -10,6 +10,7 @@ sequences and seed. Both choose their front on validation; what it covers is mea
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ import tyro
 from leaderboard import describe, say
 from paradigms import Paradigms, base_of
 from paradigms_record import CELLS, Row, cell_files, read_rows
+from srft.config import DataConfig, TrainConfig, to_flat
 from srft.files import environment, git_commit, write_json
 from srft.search.front import hypervolume, pareto_front
 from srft.search.record import read_study
 
 if TYPE_CHECKING:
-    from srft.config import DataConfig
     from srft.search.record import TrialResult
 
 CHOSEN_BY, TESTED_BY = ("val/pair_auc", "val_source/pair_auc"), ("test/pair_auc", "source/pair_auc")
@@ -98,7 +99,8 @@ def searched(found: list[TrialResult], data: DataConfig, cache: Path, pairs: int
         best = checkpoint.best(result.directory)
         if best is None:
             continue
-        path = folder / f"{result.trial.name}.json"
+        what = [(best / checkpoint.MANIFEST).read_text(), pairs, to_flat(TrainConfig(data=data))]
+        path = folder / f"{result.trial.name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}.json"
         if not path.exists():
             write_json(path, tests(tuned_tracker(best), data, pairs, cache))
         trackers.append(Tracker.of(describe(result.trial.config), len(result.history), json.loads(path.read_text())))

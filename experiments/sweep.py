@@ -125,7 +125,7 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
     space = parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space()
     if sweep.search == "pbt" and not sweep.vary:
         space = Space({key: dimension for key, dimension in space.dimensions.items() if key in CHANGEABLE})
-    baselines = [{"paradigm": "full", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)]
+    baselines = [{"paradigm": "full", "baseline.kind": "none", "optim.lr": rate} for rate in (FFT_RATES[:1] if quick else FFT_RATES)]
     settings = to_flat(base)
     return Study(
         name=f"{modality}-sweep",
@@ -282,6 +282,9 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
         tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
         picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")
     draw(found, study.metric, importance(found, study.metric), pictures, stability=study.second or STABILITY)
+    taken = {result.trial.index for result in chosen.values()}
+    for index in (r.trial.index for r in found if r.history and r.trial.index not in taken):
+        study_log.set_tags({"srft.chosen": ""}, index=index)  # It may have been, before the study went on.
     for name, result in chosen.items():
         index = result.trial.index
         study_log.log_metrics(test_metrics(rows, name), index=index)
@@ -330,7 +333,7 @@ def command(modality: Modality, description: str | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         main(tyro.cli(Sweep, description=description), modality)
-    except ConfigError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command with --resume goes on")

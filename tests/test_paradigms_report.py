@@ -143,9 +143,23 @@ def test_cells_without_files_are_known_by_their_lines(tmp_path: Path) -> None:
 def test_damaged_records_say_so(tmp_path: Path) -> None:
     archive = tmp_path / CELLS
     write_cells({"one.json": b"{}"}, archive)
-    archive.write_bytes(archive.read_bytes()[:-9])
+    write_cells({"one.json": bytes(range(256)) * 40}, archive)
+    whole = archive.read_bytes()
+    for place in range(0, len(whole), 7):
+        archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            found = cell_files(tmp_path, archive)
+        except ValueError as error:
+            assert "not a whole archive" in str(error)  # noqa: PT017
+        else:
+            assert bytes(range(256)) * 40 in found.values()  # Some bytes say nothing about the content.
+    archive.write_bytes(whole[:-9])
     with pytest.raises(ValueError, match="not a whole archive"):
         cell_files(tmp_path, archive)
+    write_study(tmp_path / "twice", four()[:1])
+    (first,) = cell_files(tmp_path / "twice", tmp_path / "none.zip").items()
+    with pytest.raises(ValueError, match=r"other\.json and .* are of the same cell"):
+        read_rows({**dict([first]), "other.json": first[1]})
     (tmp_path / LINES).write_text(as_csv(four()).replace(",64,1,", ",many,1,"))
     with pytest.raises(ValueError, match=r"paradigms\.csv, line 3: not a cell"):
         read_csv(tmp_path / LINES)

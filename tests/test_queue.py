@@ -220,6 +220,21 @@ def test_one_failure_after_the_other_ends_a_study(tmp_path):
     assert queue.closed == ""
 
 
+def test_failures_with_pauses_between_them_are_not_one_after_the_other(tmp_path):
+    base = from_flat({"optim.epochs": 8}, BASE)
+    study = Study(name="toy", base=base, space=SPACE, num_samples=12, max_failed=3)
+    claim(study, tmp_path, resume=False)
+    _, queue = session(study, tmp_path, fail=range(0, 12, 2))
+    assert queue.closed == ""
+
+
+def test_a_search_does_not_learn_from_what_differs_in_more_than_is_searched(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=2, fixed=({"paradigm": "full", "srft.kappa": 1.0}, {"srft.kappa": 2.0}))
+    claim(study, tmp_path, resume=False)
+    seen = Watch(study, tmp_path, None, None, read_study(tmp_path).results).observations()
+    assert [one.point.get("srft.kappa") for one in seen] == [2.0, *(t.point["srft.kappa"] for t in study.trials()[2:])]
+
+
 def test_hours_end_a_study_that_can_go_on(tmp_path):
     study = Study(name="toy", base=BASE, space=SPACE, num_samples=3, max_hours=1e-9, early_stopping=False)
     claim(study, tmp_path, resume=False)

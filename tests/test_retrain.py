@@ -98,8 +98,15 @@ def test_the_winner_is_trained_tested_logged_and_registered(
     assert logged.data.metrics["test/DAVIS_cars/success_auc"] == pytest.approx(result["tests"]["DAVIS cars"]["success_auc"])
     assert find_origin(model="models:/srft-rgbe@champion", uri=store).run_id == version.run_id
     assert find_origin(run=version.run_id, uri=store).config.optim.epochs == 2
-    with pytest.raises(ConfigError, match="--resume"):
-        run(command)
+    link = (out / "mlflow.json").read_bytes()
+    for refused, why in ((command, "--resume"), (Retrain(study=str(study), trial=1, epochs=2), "of configuration")):
+        with pytest.raises(ConfigError, match=why):
+            run(refused)
+    (study / "study.json").touch()
+    with pytest.raises(ConfigError, match="holds a study"):
+        run(Retrain(study=str(study), out=study))
+    assert (out / "mlflow.json").read_bytes() == link  # What was refused leaves the finished run alone.
+    assert {r.info.status for r in client.search_runs([logged.info.experiment_id])} == {"FINISHED"}
 
     from srft.evaluation.online import OnlineTracker
     from srft.training.step import tuned_tracker

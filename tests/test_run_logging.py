@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,34 @@ def test_unsent_entries_are_sent_at_the_next_start(tmp_path: Path, store: str) -
     with open_study(tmp_path, "unsent", TRIALS, digest="d", uri=store) as log:
         pass
     assert steps(log, children(log)["toy-000"], "val/success_auc") == [0, 1]
+    assert not (tmp_path / "unsent.jsonl").exists()
+
+
+def test_what_a_slow_store_has_not_taken_at_the_end_is_kept(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plots.png").write_bytes(b"a picture")
+    go_on = threading.Event()
+    with open_study(tmp_path, "slow", TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+        assert log.flush()
+        send = log.client.log_artifact
+        monkeypatch.setattr(log.client, "log_artifact", lambda *given: (go_on.wait(20), send(*given)))
+        monkeypatch.setattr(log, "flush", lambda timeout=0.0: False)
+        monkeypatch.setattr(log._thread, "join", lambda timeout=0.0: None)
+        log.log_artifact(tmp_path / "plots.png", index=0)
+        log.log_metrics({"test/success_auc": 0.7}, index=0)
+        log.end_trial(0, "FINISHED")
+    kept = [json.loads(line)["do"] for line in (tmp_path / "unsent.jsonl").read_text().splitlines()]
+    assert kept[-3:] == ["metrics", "end", "end"]
+    monkeypatch.undo()
+    go_on.set()
+    while log._thread.is_alive():
+        time.sleep(0.05)
+    lost = json.dumps({"do": "model", "trial": 0, "path": str(tmp_path / "epoch_0007")})  # its checkpoint is gone
+    (tmp_path / "unsent.jsonl").write_text(lost + "\n" + (tmp_path / "unsent.jsonl").read_text())
+    with open_study(tmp_path, "slow", TRIALS, digest="d", uri=store) as log:
+        pass
+    run = children(log)["toy-000"]
+    assert (run.info.status, run.data.metrics["test/success_auc"]) == ("FINISHED", 0.7)
     assert not (tmp_path / "unsent.jsonl").exists()
 
 

@@ -41,6 +41,7 @@ def test_bounds_are_reached() -> None:
 @pytest.mark.parametrize(
     ("key", "dimension", "part"),
     [
+        ("srft.rank", LogUniform(4, 64), "expected a whole number"),
         ("srft.rnk", Choice((1,)), "unknown key srft.rnk"),
         ("srft.rank", Choice((1, -2)), "srft.rank is -2"),
         ("srft.rank", Choice((1.5,)), "whole number"),

@@ -169,6 +169,14 @@ def test_a_base_of_ones_own_is_the_first_srft_trial(tmp_path: Path) -> None:
     assert (given.optim.lr, given.srft.rank, given.srft.kappa, given.paradigm) == (1e-4, 5, 1.0, "srft-lora")
 
 
+def test_full_fine_tuning_is_that_whatever_the_base_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"paradigm": "full", "baseline.kind": "l2_sp"}))
+    study = make_study(Sweep(config=tmp_path / "mine.json", vary=("baseline.strength=1..300:log",)))
+    configs = [t.config for t in study.trials()]
+    assert [c.baseline.kind for c in configs[:3]] == ["none", "none", "l2_sp"]
+    assert [describe(c) for c in configs[:3:2]] == ["FFT lr=3.0e-04", "FFT l2_sp=1 lr=6.0e-04"]
+
+
 def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> None:
     import numpy as np
 
@@ -176,7 +184,8 @@ def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> No
     from srft.evaluation.runner import Evaluation
 
     trials = make_study(Sweep(quick=True)).trials()
-    history = lambda value: ({"epoch": 0, "step": 1, "metrics": {"val/success_auc": value, "source/success_auc": 0.5}},)
+    epoch = lambda n, value, kept: {"epoch": n, "step": 1, "metrics": {"val/success_auc": value, "source/success_auc": kept}}
+    history = lambda value: (epoch(0, value, 0.5), epoch(1, value - 0.1, 0.2))
     found = [
         TrialResult(trial=trials[0], state="finished", directory=tmp_path, score=0.4, history=history(0.4)),
         TrialResult(trial=trials[1], state="stopped", directory=tmp_path, score=0.6, history=history(0.6)),
@@ -189,6 +198,7 @@ def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> No
     lines = text.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("| rgbe")] == [t.name for t in (trials[1], trials[0], trials[2])]
     assert "cars" in text
+    assert " 60.0 | 50.0 " in text  # both of the epoch that is tested
     assert "95.2 / 100.0" in text  # 20 of 21 thresholds: no overlap exceeds 1
     assert metrics_of(rows, "SRFT")["test/roads/precision_20"] == 1.0
     assert json.loads(json.dumps(trial_row(found[2])))["error"] == "out of memory"

@@ -97,7 +97,7 @@ def run(command: Retrain) -> None:
     from contextlib import nullcontext
 
     from srft.run_logging import find_origin, open_study
-    from srft.training import checkpoint
+    from srft.training import checkpoint, home
     from srft.training.cluster import check_resources, cluster
     from srft.training.distributed import train
     from srft.training.step import run as step
@@ -115,9 +115,12 @@ def run(command: Retrain) -> None:
     print(f"origin       {origin.name} ({origin.run_id}) in {origin.store}")
     print(
         f"training     {optim.epochs} epochs on {config.workers} worker(s), batches of {optim.batch_size}, learning rate "
-        f"{optim.lr * optim.batch_size / optim.lr_batch:.2e}, in {out}",
+        f"{optim.lr * optim.batch_size / (optim.lr_batch or optim.batch_size):.2e}, in {out}",
         flush=True,
     )
+    if (out / "study.json").exists():
+        raise ConfigError(f"{out} holds a study; choose another directory (--out) for the run")
+    home.claim(out, config, resume=command.resume)  # Before its log is opened, which of a finished run must stay as it is.
     cache = (origin.directory or out) / "cache"
     with (
         open_study(out, f"{config.data.modality}-retrain", {0: config}, digest=config.digest(), uri=origin.store) as run_log,
@@ -135,7 +138,7 @@ def run(command: Retrain) -> None:
             figures = f"loss {m['train/loss']:.3f}  val {m['val/success_auc']:.3f}  source {m['source/success_auc']:.3f}"
             print(f"epoch {report.epoch + 1}/{optim.epochs}  {figures}  {m['throughput/samples_per_s']:.0f} samples/s", flush=True)
 
-        train(config, functools.partial(step, cache=cache), directory=out, on_epoch=show, resume=command.resume)
+        train(config, functools.partial(step, cache=cache), directory=out, on_epoch=show, resume=True)
         folder = checkpoint.best(out)
         if folder is None:
             raise ConfigError(f"{out}: no valid checkpoint is left; delete the directory and start again")

@@ -121,6 +121,7 @@ class StudyLog:
             if run.info.status == "RUNNING":
                 self._open.add(index)
         self._queue: deque[dict[str, Any]] = deque(_read_lines(self._spool))
+        self._open -= {entry["trial"] for entry in self._queue if entry["do"] == "end"}
         self._changed = threading.Condition()
         self._away = False
         self._stop = False
@@ -254,9 +255,13 @@ class StudyLog:
             self.end_trial(index, "KILLED" if state != "FAILED" else "FAILED", {})
         self._put({"do": "end", "trial": None, "state": state, "tags": {}})
         if not self.flush():
-            log.warning("MLflow store away: %d entries kept in %s; they are sent when the study is resumed", len(self._queue), self._spool)
+            log.warning(
+                "MLflow store away or slow: %d entries kept in %s; they are sent when the study is resumed", len(self._queue), self._spool
+            )
         with self._changed:
             self._stop = True
+            if self._queue:  # The store may be slow rather than away, and nothing of this kept yet.
+                self._keep()
             self._changed.notify_all()
         self._thread.join(timeout=30.0)
 
@@ -306,6 +311,8 @@ class StudyLog:
                     alone = len(entries)
                     continue
                 log.error("MLflow refused an entry, which is dropped: %s", first_line(error))
+            except ValueError as error:  # Of a kept entry, whose checkpoint is gone.
+                log.error("an entry cannot be logged any more and is dropped: %s", error)
             pause, alone = 1.0, max(0, alone - 1)
             with self._changed:
                 for _ in entries:

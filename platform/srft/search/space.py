@@ -258,7 +258,8 @@ class Space:
                         f"{source}: {type(dimension).__name__}({dimension.low}, {dimension.high}); "
                         f"expected finite bounds, the lower below the upper{' and positive' if low_limit == 0.0 else ''}"
                     )
-            for value in dimension.extremes():
+            inside = () if isinstance(dimension, Choice) else (dimension.at(0.37),)
+            for value in (*dimension.extremes(), *inside):
                 from_flat({key: value}, base, source=source)
 
     def sample(self, rng: np.random.Generator) -> Point:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from srft.config import to_flat
 from srft.files import write_json
 from srft.search.draw import Observation
 from srft.search.halving import expected_epochs
@@ -188,17 +189,17 @@ class Watch:
         self._ended_hours += seconds / 3600
         self._seconds[index] = seconds = self._seconds.get(index, 0.0) + seconds
         write_json(self.directory / _SPENT, {"hours": self.hours, "trial_hours": self.trial_hours})
+        self.failed_in_a_row = 0 if error is None else self.failed_in_a_row + 1
         if error is None and (paused or index in self.cut):
             self._paused.add(index)
             return
         if error is not None:
             state = "failed"
             self.failed.add(index)
-            self.failed_in_a_row, self.last_error = self.failed_in_a_row + 1, error
+            self.last_error = error
         else:
             state = "finished" if self.epochs(index) >= self.total_epochs(index) else "stopped"
             self.over.add(index)
-            self.failed_in_a_row = 0
         record_end(trial_directory(self.directory, self.trials[index]), state, seconds=seconds, error=error or "")
         if self.log:
             tags = {"srft.end": state, **({"srft.error": error} if error else {})}
@@ -220,10 +221,14 @@ class Watch:
         """What the trials showed so far.
 
         Returns:
-            One per trial that was drawn.
+            One per trial that differs from the study's base in what is searched only: not of a baseline.
         """
         found = []
+        searched = {*self.study.space.dimensions, "name", "seed"}
+        base = to_flat(self.study.base)
         for index, trial in self.trials.items():
+            if any(value != base[key] for key, value in to_flat(trial.config).items() if key not in searched):
+                continue
             curve = self.curve(index, self.study.metric)
             whole = index in self.over and len(curve) >= self.total_epochs(index)
             resting = index in self.over or (index not in self._running and bool(curve))
