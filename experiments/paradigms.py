@@ -127,14 +127,9 @@ def run_cell(
         ValueError: the run ended without a checkpoint.
     """
     torch.set_num_threads(1)
-    started, reports = time.monotonic(), []
-
-    def report(epoch: EpochReport) -> None:
-        reports.append(dataclasses.asdict(epoch))
-        on_epoch(epoch)
-
+    started = time.monotonic()
     domain, prior = prepare(config, cache, worker)
-    last = fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=report, resume=resume)
+    last = fine_tune(config, domain, prior, directory=directory, worker=worker, on_epoch=on_epoch, resume=resume)
     trained = time.monotonic()
     newest = checkpoint.latest(directory)
     if newest is None:
@@ -150,7 +145,7 @@ def run_cell(
             "cell": config.name.split(".", 5)[1:],
             "config": to_flat(config),
             "measures": figures,
-            "history": [{"step": r["step"], **_curve(r["metrics"])} for r in reports],
+            "history": [{"step": r["step"], **_curve(r["metrics"])} for r in checkpoint.history(directory)],
             "train_seconds": trained - started,
             "seconds": time.monotonic() - started,
             "commit": git_commit(),

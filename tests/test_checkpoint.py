@@ -103,6 +103,17 @@ def test_damaged_newest_is_reported_and_passed_over(tmp_path: Path, caplog: pyte
     assert [entry["metrics"]["val/success_auc"] for entry in checkpoint.history(tmp_path)] == [0.9, 0.2]
 
 
+@pytest.mark.parametrize("content", [b"null", b'{"meta.json": 3}', b'{"meta.json": {"bites": 3, "sha256": ""}}', b'{"\xff": 1}'])
+@pytest.mark.parametrize("name", ["manifest.json", "meta.json"])
+def test_altered_descriptions_are_passed_over(tmp_path: Path, name: str, content: bytes) -> None:
+    save(tmp_path, 0, 0.9)
+    (save(tmp_path, 1, 0.1) / name).write_bytes(content)
+    assert checkpoint.latest(tmp_path) == checkpoint.best(tmp_path) == tmp_path / "epoch_0000"
+    assert len(checkpoint.recorded(tmp_path)) == (2 if name == "manifest.json" else 1)
+    with pytest.raises(checkpoint.CheckpointError, match=name if name == "manifest.json" else "differs|has"):
+        checkpoint.load(tmp_path / "epoch_0001")
+
+
 def test_claim_refuses_another_configuration_and_reuse(tmp_path: Path) -> None:
     home.claim(tmp_path, CONFIG, resume=False)
     assert home.config_of(tmp_path) == CONFIG

@@ -107,6 +107,19 @@ def test_state_dict_continues_bit_for_bit(mode, transfer):
     assert torch.equal(run(resumed, other, 8, first=7, refresh=3), expected)
 
 
+@pytest.mark.parametrize("strength", [0.0, 5.0])
+def test_gradients_of_two_steps_are_averaged_whether_they_damp_or_not(strength):
+    found = {}
+    for damping in (0.0, 1e-9):
+        config = settings(transfer="two_step", prior_strength=strength, damping_strength=damping)
+        model = net()
+        optimizer = SRFTAdamW(model.named_parameters(), total_steps=30, srft=config, prior=make_prior(model), **ADAM)
+        run(model, optimizer, 4, refresh=3)
+        found[damping] = {name: tensor.clone() for name, tensor in optimizer.named_state().items() if name.startswith("two_step.")}
+        assert all(tensor.abs().max() > 0 for tensor in found[damping].values())
+    torch.testing.assert_close(found[0.0], found[1e-9], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("mode", ["penalty", "proximal"])
 def test_state_by_name_continues_bit_for_bit(mode):
     config = settings(mode=mode, transfer="two_step", prior_strength=5.0, damping_strength=0.9, schedule="adaptive")

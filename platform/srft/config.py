@@ -221,7 +221,7 @@ class SRFTConfig:
     def __post_init__(self) -> None:
         _check(0 <= self.rank <= 1024, "srft.rank", self.rank, "0 to 1024")
         _check(self.kappa > 0 and math.isfinite(self.kappa), "srft.kappa", self.kappa, "a positive number")
-        _check(self.prior_strength >= 0, "srft.prior_strength", self.prior_strength, "at least 0")
+        _check(0 <= self.prior_strength < math.inf, "srft.prior_strength", self.prior_strength, "at least 0")
         _check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
         low, high = self.damping_range
         _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")

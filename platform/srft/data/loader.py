@@ -131,6 +131,7 @@ class PairLoader:
                 batch_sampler=keys,
                 collate_fn=stack,
                 num_workers=self.workers,
+                generator=torch.Generator(),  # The global one is the network's: how data are loaded must not change what it draws.
                 prefetch_factor=self.ahead,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_one_thread,

@@ -298,10 +298,9 @@ def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], adam: AdamStep, dam
     second.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
     magnitude = torch.sqrt(second, out=scratch.take("magnitude", len(p), p.dtype, p.device)).mul_(1 / root)
     factor: Tensor | None = None
+    two_step = average_two_steps(state["last_square"], state["two_step"], g) if damping.transfer == "two_step" else None
     if damping.span > 0:
-        ranked = magnitude
-        if damping.transfer == "two_step":
-            ranked = average_two_steps(state["last_square"], state["two_step"], g).sqrt()
+        ranked = magnitude if two_step is None else two_step.sqrt()
         known, pulled, constant = damping.shares(damping.weight if bucket.has_prior else 0.0)
         # The table holds lr (1 - lambda_d m) without the prior's part of m, so that damping costs one lookup.
         factor = bucket.ranks(-rate * damping.span * pulled, rate * (damping.most - damping.span * constant)).lookup(ranked, scratch)

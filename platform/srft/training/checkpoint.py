@@ -234,7 +234,7 @@ def read_meta(path: Path) -> Meta:
     try:
         values: dict[str, Any] = json.loads((path / META).read_text())
         return Meta(**(values | {"history": tuple(values["history"])}))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / META} is missing or unreadable ({error}); delete {path} and use an earlier checkpoint") from None
 
 
@@ -327,19 +327,20 @@ def _score(path: Path, metric: str) -> float:
 def _verify(path: Path) -> None:
     remedy = "the folder is no whole checkpoint; use another epoch_* folder of the run"
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found = json.loads((path / MANIFEST).read_text())
+        manifest = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is missing or unreadable ({error.__class__.__name__}); {remedy}") from None
     for name in (WEIGHTS, STATE, META):
         if name not in manifest:
             raise CheckpointError(f"{path / MANIFEST} lists no {name}; {remedy}")
-    for name, expected in manifest.items():
+    for name, (size, digest) in manifest.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {remedy}")
-        if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}; {remedy}")
-        if sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {size}; {remedy}")
+        if sha256(file) != digest:
             raise CheckpointError(f"{file} differs from its manifest (SHA-256); {remedy}")
 
 

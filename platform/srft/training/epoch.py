@@ -144,7 +144,7 @@ class Training:
             "method": self.optimizer.method_state(),
             "scale": asdict(self.update.scale),
             "rng": self.worker.gather(torch.get_rng_state()),
-            "sums": self.worker.gather(self.sums),
+            "sums": self.worker.gather(dict(self.sums)),
             "merged": self.merged.to_bytes() if self.merged else None,
             "exchange": exchange,
         }

@@ -116,7 +116,8 @@ def worker_of_group(
         gather=lambda value: gather_over(group, value),
         statistics=statistics or AllReduceExchange(config.srft.refresh, group),
         told=told,
-        group=group,
+        # Of its own: a thread writes checkpoints while training exchanges, and collectives of one group must not cross.
+        group=None if config.strategy == "ddp" else torch.distributed.new_group(backend="gloo"),
         device=device,
     )
 
