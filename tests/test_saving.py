@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from srft.commands import give_back
 from srft.commands.give_back import GiveBack
@@ -259,6 +263,27 @@ def train_in_group(rank, directory, cache, begin):
 def movement(directory):
     start = load_tracker("tiny_rgb", streams=2).state_dict()
     return torch.cat([(w - start[name]).flatten().double() for name, w in exported(directory).items() if w.is_floating_point()])
+
+
+def save_shards_aside(rank, directory):
+    """One of two processes that exchange while a thread of each writes its shards."""
+    config = dataclasses.replace(CONFIG, workers=2, strategy="fsdp2")
+    worker, random = worker_of_group(config), np.random.default_rng(rank)
+    tensors = {str(i): distribute_tensor(torch.ones(64, 8), init_device_mesh("cpu", (2,)), [Shard(0)]) for i in range(20)}
+    checkpoints = Checkpointer(Path(directory), config, worker, aside_from=0)
+    for step in range(1, 4):
+        checkpoints.save(Progress(epoch=0, step=step, metrics=None), {"x": torch.ones(3)}, tensors, {"step": step})
+        for i in range(40):
+            time.sleep(random.random() * 0.004)
+            assert worker.gather((step, i)) == [(step, i)] * 2
+    checkpoints.wait()
+
+
+def test_writing_aside_does_not_cross_what_training_exchanges(tmp_path):
+    in_processes(2, save_shards_aside, str(tmp_path))
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.name == "epoch_0000_step_000003"
 
 
 def test_processes_train_as_one_and_their_checkpoints_are_anybodys(whole, tmp_path, cache, ready):
