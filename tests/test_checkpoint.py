@@ -77,6 +77,15 @@ def test_best_and_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert checkpoint.history(tmp_path)[3]["metrics"] == {"val/success_auc": 0.5}
 
 
+def test_a_damaged_checkpoint_pushes_out_no_whole_one(tmp_path: Path) -> None:
+    for epoch, score in enumerate([0.6, 0.3, 0.2]):
+        save(tmp_path, epoch, score)
+    (tmp_path / "epoch_0002" / "weights.safetensors").write_bytes(b"cut short")
+    save(tmp_path, 3, 0.4)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["epoch_0000", "epoch_0001", "epoch_0003"]
+    assert checkpoint.best(tmp_path) == tmp_path / "epoch_0000"
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "state/__0_0.distcp", "meta.json"])
 def test_damaged_newest_is_reported_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str) -> None:

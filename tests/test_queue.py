@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from srft.config import ConfigError
+from srft.search.compare import plasticity_and_stability
 from srft.search.population import exchanges
 from srft.search.queue import Queue
-from srft.search.record import claim, read_study, trial_directory
+from srft.search.record import best, claim, read_study, trial_directory
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.watch import Watch
@@ -162,6 +163,9 @@ def test_a_population_goes_on_from_its_best_members(tmp_path):
         new = [score(r.trial.config, epoch) for epoch in range(epochs, 4)]
         assert [e["metrics"]["val/success_auc"] for e in r.history][epochs:] == pytest.approx(new)
         assert r.trial.config.seed == r.trial.index  # its own seed throughout
+        assert r.score == pytest.approx(max(new))  # not its donor's
+        kept = checkpoint.read_meta(checkpoint.best(r.directory))
+        assert (kept.digest, kept.metrics["val/success_auc"]) == (r.trial.config.digest(), pytest.approx(r.score))
     drawn = [t.point["srft.kappa"] for t in study.trials()[1:]]
     assert np.mean([r.trial.point["srft.kappa"] for r in found[1:]]) < np.mean(drawn)
     for turns in (3, 4, 5):  # interrupted inside generations
@@ -197,16 +201,45 @@ def test_a_failed_member_is_replaced(tmp_path):
     assert [r.state for r in read_study(tmp_path).results] == ["finished"] * 4
 
 
+def test_what_a_donor_reached_is_not_its_successors(tmp_path):
+    """Exchanged before the last epoch, whose score is lower throughout: the winner has the settings that its weights were trained with."""
+    falling = lambda config, epoch: score(config, 3 - epoch)
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, search="pbt", perturb_epochs=3)
+    claim(study, tmp_path, resume=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.toy_training.score", falling)
+        session(study, tmp_path)
+    found = read_study(tmp_path).results
+    moved = [r for r in found if r.trial.origins]
+    assert moved
+    for r in moved:
+        assert max(e["metrics"]["val/success_auc"] for e in r.history) > r.score == falling(r.trial.config, 3)
+        assert [e["epoch"] for e in r.own] == [3]
+        assert checkpoint.best(r.directory).name == "epoch_0003"
+        assert plasticity_and_stability(r, study.metric)[0] == r.score
+    winner = best(found, study.metric)
+    assert winner.score == falling(winner.trial.config, 0)
+
+
+def test_a_population_with_two_measures_goes_on_from_its_front():
+    rng = np.random.default_rng(0)
+    scores = {0: (0.9, 0.1), 1: (0.1, 0.9), 2: (0.05, 0.05), 3: (0.5, 0.5), 4: (0.4, 0.4), 5: (0.3, 0.3), 6: (0.2, 0.2), 7: (0.6, 0.04)}
+    moves = [exchanges(scores, rng) for _ in range(20)]
+    assert all(move.keys() == {2, 6} for move in moves)
+    assert {donor for move in moves for donor in move.values()} == {0, 1}  # 7, third by the first measure, is on no front
+
+
 def test_exchanges():
     rng = np.random.default_rng(0)
-    scores = dict(enumerate([0.1, 0.9, 0.5, 0.4, 0.8, 0.2, 0.6, 0.7]))
+    scores = {index: [value] for index, value in enumerate([0.1, 0.9, 0.5, 0.4, 0.8, 0.2, 0.6, 0.7])}
     for _ in range(20):
         moves = exchanges(scores, rng)
         assert moves.keys() == {0, 5}
         assert set(moves.values()) <= {1, 4}
-    assert exchanges({0: math.nan, 1: 0.1, 2: 0.2, 3: -math.inf}, rng) == {0: 2, 3: 2}
-    assert exchanges({0: math.nan, 1: -math.inf}, rng) == {}
-    assert exchanges({0: 0.5}, rng) == {}
+    assert exchanges({0: [math.nan], 1: [0.1], 2: [0.2], 3: [-math.inf]}, rng) == {0: 2, 3: 2}
+    assert exchanges({0: [math.nan], 1: [-math.inf]}, rng) == {}
+    assert exchanges({0: [0.5]}, rng) == {}
+    assert exchanges({0: (0.5,), 1: (0.5,), 2: (0.5,), 3: (0.5,)}, rng) == {3: 0}  # of equals the first
 
 
 def test_one_failure_after_the_other_ends_a_study(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from srft.run_logging import open_study, store_uri
+from srft.run_logging import find_origin, logged_trials, open_study, store_uri
 from srft.search.record import read_study
 from srft.search.space import LogUniform, Space
 from srft.search.study import Study
@@ -60,7 +60,8 @@ def test_adaptive_studies(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.
     assert "last 2 trials failed, one after the other: " in str(caught.value)
     assert "planned failure in epoch 0" in str(caught.value)
     two = read_study(tmp_path / "proposed").results
-    assert [r.state for r in two] == ["finished"] * 3 + ["failed"] * 2  # nothing is stopped early when there are two objectives
+    assert [r.state for r in two[3:]] == ["failed"] * 2
+    assert all(r.history for r in two[:3])
     assert len({r.trial.point["srft.kappa"] for r in two}) == 5
 
     from mlflow import MlflowClient
@@ -76,3 +77,11 @@ def test_adaptive_studies(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.
         kappas = [m.value for m in sorted(client.get_metric_history(run.info.run_id, "settings/srft.kappa"), key=lambda m: m.step)]
         assert len(kappas) == 3
         assert math.isclose(kappas[-1], r.trial.point["srft.kappa"])
+        again = find_origin(study=str(tmp_path / "population"), trial=r.trial.index).config  # what it has now, not what it began with
+        assert again.digest() == r.trial.config.digest() != POPULATION.trials()[r.trial.index].config.digest()
+    logged = {t.index: t for t in logged_trials(str(tmp_path / "population"), out=tmp_path, metrics=["val/success_auc"])}
+    for r in found:
+        own = [e["metrics"]["val/success_auc"] for e in r.own]
+        values = [v for v in logged[r.trial.index].history["val/success_auc"] if not math.isnan(v)]
+        assert values == pytest.approx(own)
+        assert logged[r.trial.index].params["srft.kappa"] == str(r.trial.config.srft.kappa)

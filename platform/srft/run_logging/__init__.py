@@ -6,10 +6,10 @@ is slow or away never holds up training: what could not be sent is kept beside t
 
 from srft.run_logging.origin import Origin, config_of, find_origin
 from srft.run_logging.reading import LoggedTrial, compare_address, log_pictures, log_report, logged_trials
-from srft.run_logging.store import store_uri, ui_command
+from srft.run_logging.store import SETTINGS, SINCE, store_uri, ui_command
 from srft.run_logging.writing import RunState, StudyLog, open_study
 
 __all__ = [
-    "LoggedTrial", "Origin", "RunState", "StudyLog", "compare_address", "config_of", "find_origin",
+    "SETTINGS", "SINCE", "LoggedTrial", "Origin", "RunState", "StudyLog", "compare_address", "config_of", "find_origin",
     "log_pictures", "log_report", "logged_trials", "open_study", "store_uri", "ui_command",
 ]  # fmt: skip

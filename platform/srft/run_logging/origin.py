@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.config import ConfigError, TrainConfig, to_flat
-from srft.run_logging.store import DIRECTORY, PARENT, children, client_of, first_line, linked, store_errors, store_uri
+from srft.run_logging.store import (
+    DIRECTORY,
+    PARENT,
+    SINCE,
+    children,
+    client_of,
+    first_line,
+    linked,
+    settings_of,
+    store_errors,
+    store_uri,
+)
 from srft.settings import recorded
 
 if TYPE_CHECKING:
@@ -74,7 +85,7 @@ def find_origin(
     return Origin(
         run_id=found.info.run_id,
         name=found.info.run_name or found.info.run_id,
-        config=config_of(found.data.params, source=f"run {found.info.run_id}"),
+        config=config_of(settings_of(found), source=f"run {found.info.run_id}"),
         store=where,
         directory=place.resolve() if place.is_dir() else None,
     )
@@ -113,8 +124,9 @@ def _chosen(client: MlflowClient, run_id: str, study: str, trial: int | None) ->
         return chosen[0]
 
     def best(run: Any) -> float:
-        values = [entry.value for entry in client.get_metric_history(run.info.run_id, "val/success_auc") if not math.isnan(entry.value)]
-        return max(values, default=-math.inf)
+        since = int(run.data.tags.get(SINCE, 0))
+        entries = client.get_metric_history(run.info.run_id, "val/success_auc")
+        return max((e.value for e in entries if e.step >= since and not math.isnan(e.value)), default=-math.inf)
 
     scores = {index: best(run) for index, run in sorted(runs.items())}
     index = max(scores, key=lambda i: scores[i], default=None)

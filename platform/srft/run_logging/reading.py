@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srft.config import ConfigError
-from srft.run_logging.store import LINK, TRIAL, children, client_of, first_line, linked, store_errors, store_uri
+from srft.run_logging.store import LINK, SINCE, TRIAL, children, client_of, first_line, linked, settings_of, store_errors, store_uri
 
 
 def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> str:
@@ -84,11 +84,11 @@ class LoggedTrial:
 
     index: int
     params: Mapping[str, str]
-    """Setting, as text, by dotted key."""
+    """Setting, as text, by dotted key; the newest of one that changed while it trained."""
     end: str
     """What the study made of it: finished, stopped or failed; empty while it runs."""
     history: Mapping[str, Sequence[float]]
-    """Values of a metric by epoch, not-a-number where there is none."""
+    """Values of a metric by epoch, not-a-number where there is none, and before the settings changed."""
 
 
 def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Sequence[str] = ()) -> list[LoggedTrial]:
@@ -114,10 +114,12 @@ def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Se
         for run in children(client, experiment, about["run_id"]):
             history: dict[str, list[float]] = {}
             for name in metrics:
-                values = {one.step: one.value for one in client.get_metric_history(run.info.run_id, name)}
+                since = int(run.data.tags.get(SINCE, 0))
+                entries = client.get_metric_history(run.info.run_id, name)
+                values = {one.step: one.value for one in entries if one.step >= since}
                 history[name] = [values.get(step, math.nan) for step in range(max(values, default=-1) + 1)]
             tags = run.data.tags
-            found.append(LoggedTrial(index=int(tags[TRIAL]), params=run.data.params, end=tags.get("srft.end", ""), history=history))
+            found.append(LoggedTrial(index=int(tags[TRIAL]), params=settings_of(run), end=tags.get("srft.end", ""), history=history))
     except store_errors() as error:
         raise ConfigError(f"study {source} in MLflow store {about['store']}: {first_line(error)}; check both") from None
     return sorted(found, key=lambda trial: trial.index)

@@ -24,6 +24,8 @@ LINK = "mlflow.json"
 PARENT, TRIAL, ATTEMPTS = "mlflow.parentRunId", "srft.trial_id", "srft.attempts"
 DIRECTORY = "srft.directory"
 """Tag: output directory of a study, on the machine that ran it."""
+SETTINGS, SINCE = "srft.settings", "srft.since"
+"""Tags of a run whose settings changed while it trained, which params cannot: the new ones, and after how many epochs."""
 _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -170,6 +172,18 @@ def children(client: MlflowClient, experiment_id: str, run_id: str) -> list[Any]
         token = page.token
         if not token:
             return found
+
+
+def settings_of(run: Any) -> dict[str, str]:
+    """The settings of a run, the newest where they changed while it trained.
+
+    Args:
+        run: MLflow's.
+
+    Returns:
+        Text by dotted key, with the run's other params.
+    """
+    return {**run.data.params, **json.loads(run.data.tags.get(SETTINGS, "{}"))}
 
 
 def source_tags() -> dict[str, str]:

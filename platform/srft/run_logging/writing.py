@@ -226,7 +226,7 @@ class StudyLog:
                 model_id=self._models[index],
                 run_id=self._run(index),
                 score=score,
-                digest=self.trials[index].digest(),
+                digest=self.client.get_run(self._run(index)).data.tags["srft.digest"],
             )
         except store_errors() as error:
             log.warning("model %s was not registered: %s", model, first_line(error))

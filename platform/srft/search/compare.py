@@ -32,7 +32,7 @@ def plasticity_and_stability(result: TrialResult, metric: str, stability: str = 
     Returns:
         Value of both; not a number without a finished epoch.
     """
-    return at_best(*([e["metrics"].get(name, math.nan) for e in result.history] for name in (metric, stability)))
+    return at_best(*([e["metrics"].get(name, math.nan) for e in result.own] for name in (metric, stability)))
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:

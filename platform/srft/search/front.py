@@ -46,6 +46,8 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
 def by_fronts(points: Mapping[int, Sequence[float]]) -> list[int]:
     """Trials from the best down: front by front, and on each those with the most room around them first (Deb et al. 2002, NSGA-II).
 
+    By one measure that is its order.
+
     Args:
         points: measures by trial, larger is better, NaN worst; as many of each.
 
@@ -65,7 +67,7 @@ def by_fronts(points: Mapping[int, Sequence[float]]) -> list[int]:
 def _room(points: np.ndarray) -> np.ndarray:
     # Crowding distance: of every measure the distance of both neighbours, in units of the front's extent.
     room = np.zeros(len(points))
-    for column in points.T:
+    for column in points.T if points.shape[1] > 1 else ():
         order = np.argsort(column, kind="stable")
         low, high = column[order[[0, -1]]]
         room[order[[0, -1]]] = math.inf

@@ -6,13 +6,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from srft.config import TrainConfig, to_flat
 from srft.files import sha256, write_json
+from srft.search.front import by_fronts
 from srft.training import checkpoint, home
 
 __all__ = ["SHARE", "exchanges", "fork"]
@@ -21,30 +22,31 @@ SHARE = 0.25
 """Of the population, at each end: the worst go on from the best."""
 
 
-def exchanges(scores: Mapping[int, float], rng: np.random.Generator) -> dict[int, int]:
+def exchanges(scores: Mapping[int, Sequence[float]], rng: np.random.Generator) -> dict[int, int]:
     """Truncation selection: each of the worst takes over a random one of the best.
 
     Args:
-        scores: latest score of each member; not a number or -inf for one that failed.
+        scores: latest value of each measure by member, as many of each; not a number or -inf for one that failed. Of several measures the
+            best members are those on the front, see :func:`by_fronts`.
         rng: source of randomness.
 
     Returns:
         Donor by member that gives up; every member that failed does, as long as one did not.
     """
-    worth = {index: -math.inf if math.isnan(score) else score for index, score in scores.items()}
-    order = sorted(worth, key=lambda index: (-worth[index], index))
-    alive = [index for index in order if worth[index] > -math.inf]
+    failed = {index for index, values in scores.items() if not all(value > -math.inf for value in values)}
+    alive = [index for index in by_fronts(scores) if index not in failed]
+    order = [*alive, *sorted(failed)]
     if not alive:
         return {}
     count = max(1, round(SHARE * len(order)))
     best = alive[:count]
     worst = [index for index in order[max(count, len(order) - count) :] if index not in best]
-    given_up = sorted({*worst, *(index for index in order if worth[index] == -math.inf)})
+    given_up = sorted({*worst, *failed})
     return {index: best[int(rng.integers(len(best)))] for index in given_up}
 
 
 def fork(source: Path, target: Path, config: TrainConfig) -> None:
-    """Make a run directory whose newest checkpoint is another run's, so that training it goes on from there.
+    """Make a run directory whose newest checkpoint is another run's, so that training goes on from there.
 
     Large files are linked, not copied, where the file system can.
 
@@ -63,7 +65,7 @@ def fork(source: Path, target: Path, config: TrainConfig) -> None:
     home.claim(target, config, resume=False)
     aside = target / f".{newest.name}.tmp"
     shutil.copytree(newest, aside, copy_function=_link)
-    about = json.loads((aside / checkpoint.META).read_text()) | {"config": to_flat(config), "digest": config.digest()}
+    about = json.loads((aside / checkpoint.META).read_text()) | {"config": to_flat(config), "digest": config.digest(), "inherited": True}
     write_json(aside / checkpoint.META, about)
     manifest = json.loads((aside / checkpoint.MANIFEST).read_text())
     manifest[checkpoint.META] = {"bytes": (aside / checkpoint.META).stat().st_size, "sha256": sha256(aside / checkpoint.META)}

@@ -172,7 +172,8 @@ class Queue:
         # The worst go on from the best, with settings near theirs: the same however often it is repeated.
         study, watch = self.study, self.watch
         rng = np.random.default_rng((study.seed, self.generation))
-        last = {i: watch.metrics[i][-1].get(study.metric, math.nan) if i in self._alive() else -math.inf for i in self._members()}
+        measures, alive = [name for name in (study.metric, study.second) if name], self._alive()
+        last = {i: [watch.metrics[i][-1].get(name, math.nan) if i in alive else math.nan for name in measures] for i in self._members()}
         trials, changed = dict(watch.trials), {}
         for index, donor in exchanges(last, rng).items():
             old, new = watch.trials[index], watch.trials[donor]

@@ -38,9 +38,9 @@ class TrialResult:
     state: TrialState
     directory: Path
     score: float
-    """Best value of the study's metric over its epochs; not-a-number without a finished epoch."""
+    """Best value of the study's metric over its own epochs; not-a-number without one that is finished."""
     history: tuple[dict[str, Any], ...]
-    """``{"epoch", "step", "metrics"}`` per epoch."""
+    """``{"epoch", "step", "metrics"}`` per epoch, with those of the trial whose checkpoint it went on from."""
     seconds: float = math.nan
     """From first start to end, of the session in which it ended."""
     error: str = ""
@@ -50,6 +50,11 @@ class TrialResult:
     def metrics(self) -> dict[str, float]:
         """Metrics of its last epoch."""
         return self.history[-1]["metrics"] if self.history else {}
+
+    @property
+    def own(self) -> tuple[dict[str, Any], ...]:
+        """The part of its history that it trained itself, with the settings that it has."""
+        return self.history[self.trial.since :]
 
 
 def trial_directory(directory: Path, trial: Trial) -> Path:
@@ -168,7 +173,7 @@ def _result(trial: Trial, home: Path, metric: str) -> TrialResult:
     end: dict[str, Any] = json.loads((home / _RESULT).read_text()) if ended else {"state": "running" if home.exists() else "pending"}
     # Where it goes on from if it still runs; checksums of what has ended are not needed to show it.
     history = () if not home.exists() else tuple(checkpoint.recorded(home) if ended else checkpoint.history(home))
-    values = [value for entry in history if not math.isnan(value := entry["metrics"].get(metric, math.nan))]
+    values = [value for entry in history[trial.since :] if not math.isnan(value := entry["metrics"].get(metric, math.nan))]
     return TrialResult(trial=trial, directory=home, history=history, score=max(values, default=math.nan), **end)
 
 
@@ -196,7 +201,7 @@ def best(found: Sequence[TrialResult], metric: str = "", second: str = "") -> Tr
     def worth(result: TrialResult) -> float:
         if not second:
             return result.score
-        _, kept = at_best(*([entry["metrics"].get(name, math.nan) for entry in result.history] for name in (metric, second)))
+        _, kept = at_best(*([entry["metrics"].get(name, math.nan) for entry in result.own] for name in (metric, second)))
         return -math.inf if math.isnan(kept) else result.score + kept
 
     return max(scored, key=lambda result: (worth(result), -result.trial.index))

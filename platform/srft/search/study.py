@@ -46,6 +46,11 @@ class Trial:
     origins: tuple[tuple[int, int], ...] = ()
     """Population based training: (trial, epochs) whose checkpoint it went on from, each time it did."""
 
+    @property
+    def since(self) -> int:
+        """Epochs that others trained before it took their checkpoint over, with settings of their own."""
+        return self.origins[-1][1] if self.origins else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:

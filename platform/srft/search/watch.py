@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from srft.config import to_flat
 from srft.files import write_json
+from srft.run_logging import SETTINGS, SINCE
 from srft.search.draw import Observation
 from srft.search.halving import expected_epochs
 from srft.search.record import TrialResult, TrialState, record_end, trial_directory
@@ -98,7 +99,9 @@ class Watch:
         self._spent = json.loads((directory / _SPENT).read_text()) if (directory / _SPENT).exists() else {"hours": 0.0, "trial_hours": 0.0}
         self._ended_hours = 0.0
         if trial_log:
-            for result in done:  # The process may have died between the end of a trial and the log's taking note of it.
+            for result in done:  # The process may have died before the log took note of what was written down.
+                if result.trial.origins:
+                    self._tag(result.trial)
                 if result.state in ("finished", "stopped"):
                     for record in result.history:
                         trial_log.log_epoch(result.trial.index, record["epoch"], record["metrics"])
@@ -139,10 +142,22 @@ class Watch:
         """
         self.trials[trial.index], self.metrics[trial.index] = trial, list(metrics)
         self.failed.discard(trial.index)
-        if self.log and trial.origins:
-            donor, epochs = trial.origins[-1]
-            what = f"trial {donor} after epoch {epochs - 1}, with {json.dumps(trial.point)}"
-            self.log.set_tags({f"srft.origin.{len(trial.origins)}": what}, index=trial.index)
+        if trial.origins:
+            self._tag(trial)
+
+    def _tag(self, trial: Trial) -> None:
+        # What a trial's run is to say once it has gone on from another trial's checkpoint.
+        if not self.log:
+            return
+        donor, epochs = trial.origins[-1]
+        settings = to_flat(trial.config)
+        tags = {
+            f"srft.origin.{len(trial.origins)}": f"trial {donor} after epoch {epochs - 1}, with {json.dumps(trial.point)}",
+            SETTINGS: json.dumps({key: str(settings[key]) for key in trial.point}),
+            SINCE: str(trial.since),
+            "srft.digest": trial.config.digest(),
+        }
+        self.log.set_tags(tags, index=trial.index)
 
     def start(self, index: int) -> None:
         """A trial trains.

@@ -63,6 +63,8 @@ class Meta:
     """Digest of that configuration."""
     environment: dict[str, str]
     """Versions, and the git commit where there is one."""
+    inherited: bool = False
+    """Another run wrote it, with settings of its own, and this one goes on from it: never its best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,13 +320,14 @@ def _candidates(directory: Path) -> list[Path]:
 
 def _score(path: Path, metric: str) -> float:
     try:
-        value = float((read_meta(path).metrics or {}).get(metric, math.nan))
+        meta = read_meta(path)
+        value = math.nan if meta.inherited else float((meta.metrics or {}).get(metric, math.nan))
     except CheckpointError:
         value = math.nan
     return -math.inf if math.isnan(value) else value
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path, *, contents: bool = True) -> None:
     remedy = "the folder is no whole checkpoint; use another epoch_* folder of the run"
     try:
         found = json.loads((path / MANIFEST).read_text())
@@ -340,15 +343,25 @@ def _verify(path: Path) -> None:
             raise CheckpointError(f"{file} is missing; {remedy}")
         if file.stat().st_size != size:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {size}; {remedy}")
-        if sha256(file) != digest:
+        if contents and sha256(file) != digest:
             raise CheckpointError(f"{file} differs from its manifest (SHA-256); {remedy}")
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path, contents=False)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _retain(directory: Path, *, newest: Path, metric: str) -> None:
-    # The one before the newest too: should the disk lose the newest, a run loses one interval and no more.
+    # The one before the newest too: should the disk lose the newest, a run loses one interval and no more. Reading all that is kept to
+    # check it would take longer than writing it, but one that is cut short must not push out a whole one.
     candidates = _candidates(directory)
-    before = [path for path in candidates if path != newest][-1:]
-    keep = {newest, *before, max(candidates, key=lambda p: _score(p, metric))}
+    whole = [path for path in candidates if path == newest or _is_whole(path)]
+    before = [path for path in whole if path != newest][-1:]
+    keep = {newest, *before, max(whole, key=lambda p: _score(p, metric))}
     for path in candidates:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
