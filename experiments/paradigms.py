@@ -68,7 +68,7 @@ class Paradigms:
     fisher_samples: int = 256
     """Source pairs that priors are estimated from."""
     hours: float = 0.0
-    """No cell starts after so long; 0: no limit."""
+    """No cell starts after so long, and those that run end with their epoch, to be run anew by the next session; 0: no limit."""
     concurrent: int = 2
     """Cells at once."""
     out: Path = Path("outputs/paradigms")

@@ -174,6 +174,39 @@ def test_a_population_goes_on_from_its_best_members(tmp_path):
     assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
 
 
+@pytest.mark.parametrize("search", ["tpe", "pbt"])
+def test_combinations_that_are_no_configuration_are_drawn_anew(tmp_path, search, monkeypatch):
+    """Each value is valid, not each combination: a study that meets one goes on, the same way after an interruption."""
+    real = Study.trial
+    refused = []
+
+    def trial(study, index, point, origins=()):
+        if (search == "tpe" or origins) and point["srft.kappa"] < 1 < point["srft.prior_strength"]:
+            refused.append(point)
+            raise ConfigError("planned")
+        return real(study, index, point, origins)
+
+    monkeypatch.setattr(Study, "trial", trial)
+    space = Space({"srft.kappa": LogUniform(0.5, 2.0), "srft.prior_strength": LogUniform(0.5, 2.0)})
+    study = Study(name="toy", base=BASE, space=space, num_samples=8, search=search, early_stopping=False)
+    for name in ("a", "b"):
+        claim(study, tmp_path / name, resume=False)
+    session(study, tmp_path / "a")
+    assert refused
+    assert [r.state for r in read_study(tmp_path / "a").results] == ["finished"] * 8
+    session(study, tmp_path / "b", turns=11)
+    session(study, tmp_path / "b")
+    assert summary(study, tmp_path / "b") == summary(study, tmp_path / "a")
+
+
+def test_a_space_without_any_configuration_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "trial", lambda *_, **__: (_ for _ in ()).throw(ConfigError("planned")))
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=2, search="tpe")
+    claim(study, tmp_path, resume=False)
+    with pytest.raises(ConfigError, match="50 points in a row are no valid configuration; the last: planned"):
+        session(study, tmp_path)
+
+
 def test_a_member_goes_on_from_the_weights_of_its_donor(tmp_path):
     """With a rate of nothing, weights stay what they were: the donor's."""
     study = Study(name="toy", base=from_flat({"optim.lr": 1e-30}, BASE), space=SPACE, num_samples=4, search="pbt", own_seeds=True)

@@ -64,6 +64,13 @@ def test_adaptive_studies(tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.
     assert all(r.history for r in two[:3])
     assert len({r.trial.point["srft.kappa"] for r in two}) == 5
 
+    # What an entry does after its last epoch fails: it is tried again, though nothing is left to train, and not taken for done.
+    (after,) = study_of(Study(name="after", base=BASE, space=SPACE, num_samples=1), fail_after=True)
+    assert (after.state, len(after.history)) == ("failed", 3)
+    assert "planned failure after the last epoch" in after.error
+    (after,) = study_of(Study(name="after", base=BASE, space=SPACE, num_samples=1))
+    assert after.state == "finished"
+
     from mlflow import MlflowClient
 
     client = MlflowClient(store)

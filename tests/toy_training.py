@@ -31,6 +31,7 @@ def toy_entry(
     raise_at: tuple[str | tuple[str, ...], int] | None = None,
     kill_at: tuple[int, int] | None = None,
     hang_at: tuple[int, int] | None = None,
+    fail_after: bool = False,
     diverge_at: int | None = None,
 ) -> Any:
     """Adds one number per step to a weight, through the process group where there is one.
@@ -40,6 +41,7 @@ def toy_entry(
         raise_at: (end of run name, or several, and epoch) that fails, once per directory.
         kill_at: (rank other than 0, and epoch) that dies by SIGKILL once rank 0 has saved and before it is told so, once per directory.
         hang_at: (rank, epoch) that stops answering, once per directory.
+        fail_after: fail once all epochs are done.
         diverge_at: epoch in which every worker's loss is not finite.
     """
     import torch
@@ -101,6 +103,8 @@ def toy_entry(
         worker.gather(None)
         on_epoch(report)
     assert report is not None
+    if fail_after:
+        raise RuntimeError("planned failure after the last epoch")
     return report
 
 

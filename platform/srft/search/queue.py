@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from srft.config import ConfigError
 from srft.search import draw
+from srft.search.draw import Observation
 from srft.search.halving import promotable
 from srft.search.population import exchanges, fork
 from srft.search.record import forget_end, record_trials, trial_directory
@@ -18,6 +21,9 @@ from srft.search.watch import Watch
 from srft.training.cluster import gpus
 
 __all__ = ["Queue", "Turn"]
+
+_DRAWS = 50
+"""Points that are drawn anew, at most, until one is a valid configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +157,35 @@ class Queue:
 
     def _draw(self) -> None:
         if self.study.search == "tpe" and self._more():
-            index = len(self.watch.trials)
-            seen = [*self.study.known, *self.watch.observations()]
-            seed = int(np.random.default_rng((self.study.seed, index)).integers(2**31))
-            point = draw.propose(self.study.space, seen, seed=seed, objectives=2 if self.study.second else 1)
-            self._write([*self.watch.trials.values(), trial := self.study.trial(index, point)])
+            self._write([*self.watch.trials.values(), trial := self._proposed(len(self.watch.trials))])
             self.watch.adopt(trial, [])
-            self._waiting.append(index)
+            self._waiting.append(trial.index)
         elif self.study.search == "pbt" and not self._out and self._more():
             self._exchange()
             self._waiting.extend(i for i in self._members() if i not in self.watch.failed)
+
+    def _proposed(self, index: int) -> Trial:
+        # Each value of the space is valid, a combination need not be: then another one, away from it.
+        seen = [*self.study.known, *self.watch.observations()]
+        refused: list[ConfigError] = []
+        while len(refused) < _DRAWS:
+            seed = int(np.random.default_rng((self.study.seed, index, *([len(refused)] if refused else []))).integers(2**31))
+            point = draw.propose(self.study.space, seen, seed=seed, objectives=2 if self.study.second else 1)
+            try:
+                return self.study.trial(index, point)
+            except ConfigError as error:
+                refused.append(error)
+                seen.append(Observation(point=point, state="stopped"))
+        raise ConfigError(f"study {self.study.name}: {_DRAWS} points in a row are no valid configuration; the last: {refused[-1]}")
+
+    def _near(self, old: Trial, donor: Trial, rng: np.random.Generator) -> Trial:
+        # Settings near the donor's; its own if none of those are valid.
+        origins = (*old.origins, (donor.index, self.watch.epochs(donor.index)))
+        for _ in range(_DRAWS):
+            point = {**old.point, **draw.perturb(self.study.space, donor.point, rng)}
+            with contextlib.suppress(ConfigError):
+                return self.study.trial(old.index, point, origins)
+        return self.study.trial(old.index, {**old.point, **{key: donor.point[key] for key in self.study.space.dimensions}}, origins)
 
     def _members(self) -> list[int]:
         return [index for index, trial in self.watch.trials.items() if not trial.fixed]
@@ -176,9 +201,8 @@ class Queue:
         last = {i: [watch.metrics[i][-1].get(name, math.nan) if i in alive else math.nan for name in measures] for i in self._members()}
         trials, changed = dict(watch.trials), {}
         for index, donor in exchanges(last, rng).items():
-            old, new = watch.trials[index], watch.trials[donor]
-            point = {**old.point, **draw.perturb(study.space, new.point, rng)}
-            trials[index] = changed[index] = study.trial(index, point, (*old.origins, (donor, watch.epochs(donor))))
+            new = watch.trials[donor]
+            trials[index] = changed[index] = self._near(watch.trials[index], new, rng)
             fork(trial_directory(self.directory, new), trial_directory(self.directory, trials[index]), trials[index].config)
         self.generation += 1
         self._write(list(trials.values()))

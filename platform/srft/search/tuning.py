@@ -208,7 +208,8 @@ def _trainable(study: Study, entry: Entry, directory: Path) -> Callable[[dict[st
             record = {"epoch": report.epoch, "step": report.step, "metrics": dict(report.metrics)}
             tune.report(_tune_result(study, record, replayed=False))
 
-        if len(known) < until:
+        # All epochs may be there and the entry not through: what it does after them may have failed.
+        if len(known) < until or until == trial.config.optim.epochs:
             train(trial.config, entry, directory=home, on_epoch=on_epoch, resume=True, until=until, cpus_per_worker=study.cpus_per_worker)
 
     return trainable
