@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from srft.commands import give_back
 from srft.commands.give_back import GiveBack
 from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.data.loader import PairLoader
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
 from srft.method.giving_back import GivingBack
@@ -245,9 +247,9 @@ def train_in_group(rank, directory, cache, begin):
         config = dataclasses.replace(CONFIG, workers=2, strategy=strategy)
         asked = []
 
-        def told(asked=asked):  # Every second step.
+        def told(asked=asked):  # Every second step, and between epochs.
             asked.append(None)
-            return "end" if begin and len(asked) == 3 else ""
+            return "end" if begin and len(asked) == 4 else ""
 
         worker = worker_of_group(config, told=told)
         try:
@@ -258,6 +260,37 @@ def train_in_group(rank, directory, cache, begin):
         assert not begin
         assert report.metrics["memory/peak_mb"] > 0
         assert ("sparsity/overlap" in report.metrics) == (strategy == "ddp")
+
+
+def meet_in_group(rank, directory, cache):
+    """One of two processes: the loss of one of them overflows; then both are told to end, and refresh no oftener than epochs begin."""
+    prior_module.SOURCE_SEQUENCES = 3
+    domain, prior = prepare(CONFIG, Path(cache))
+    good = PairLoader.batch
+
+    def bad(self, epoch, at):
+        batch = good(self, epoch, at)
+        return batch._replace(search=batch.search * float("nan")) if rank and at == 1 else batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PairLoader, "batch", bad)
+        optim = dataclasses.replace(CONFIG.optim, precision="fp16", epochs=1, steps_per_epoch=3)
+        config = dataclasses.replace(CONFIG, workers=2, optim=optim)
+        report = fine_tune(config, domain, prior, directory=Path(directory) / "overflow", worker=worker_of_group(config))
+    assert math.isfinite(report.metrics["train/loss"])
+    config = dataclasses.replace(CONFIG, workers=2, srft=dataclasses.replace(CONFIG.srft, refresh=5))
+    with pytest.raises(Told, match="after step 5"):
+        fine_tune(config, domain, prior, directory=Path(directory) / "told", worker=worker_of_group(config, told=lambda: "end"))
+
+
+def test_processes_skip_and_end_together(tmp_path, cache):
+    in_processes(2, meet_in_group, str(tmp_path), str(cache))
+    for run in ("overflow", "told"):
+        assert [p.name for p in (tmp_path / run).iterdir()] == ["epoch_0000"]
+    newest = checkpoint.latest(tmp_path / "overflow")
+    assert newest is not None
+    scale = checkpoint.load(newest).state["scale"]
+    assert (scale["scale"], scale["clean"], scale["skipped"]) == (2.0**15, 1, 0)
 
 
 def movement(directory):

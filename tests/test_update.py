@@ -78,6 +78,16 @@ def test_an_overflow_is_skipped_and_halves_the_scale_until_it_is_too_many(batch)
         low.gradients(batch, 0, "epoch 3")
 
 
+def test_a_loss_that_overflows_is_skipped_like_a_gradient(batch):
+    network, low = updater(precision="fp16")
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    values = low.gradients(batch._replace(search=batch.search * float("nan")), 0, "")
+    assert all(map(math.isfinite, values.values()))
+    low.apply(0)
+    assert (low.scale.scale, low.scale.skipped) == (2.0**15, 1)
+    assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
+
+
 def test_the_scale_doubles_after_many_clean_steps():
     scale = LossScale(scale=4.0)
     for _ in range(1999):

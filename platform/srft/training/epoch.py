@@ -28,7 +28,7 @@ from srft.model.tracker import MultiModalTracker
 from srft.training.checkpoint import Progress
 from srft.training.saving import Checkpointer, restore, resumable
 from srft.training.update import LossScale, RunningMean, Updater, learning_rate
-from srft.training.worker import LocalEnergies, Worker, full_weights
+from srft.training.worker import LocalEnergies, Notice, Worker, full_weights
 
 __all__ = ["EpochReport", "Told", "Training", "statistics_metrics"]
 
@@ -205,16 +205,27 @@ class Training:
 
     def _pause(self, epoch: int, i: int) -> None:
         # Between two steps inside an epoch: save now and then, or save and end.
-        inside = i + 1 < self.config.optim.steps_per_epoch
+        if i + 1 == self.config.optim.steps_per_epoch:
+            return
         every = self.config.checkpoint_steps
         alone = self.worker.world_size == 1
         notice = self.worker.told() if alone or self.step % self.config.srft.refresh == 0 else ""
-        if inside and (notice or (every and self.step % every == 0)):
+        if notice or (every and self.step % every == 0):
             self.save(Progress(epoch=epoch, step=self.step, metrics=None))
-        if inside and notice == "save":
+        self.heed(notice)
+
+    def heed(self, notice: Notice) -> None:
+        """Do what the run is told, once what it saved is on disk.
+
+        Args:
+            notice: what that is.
+
+        Raises:
+            Told: it is to end.
+        """
+        if notice:
             self.checkpoints.wait()
-        if inside and notice == "end":
-            self.checkpoints.wait()
+        if notice == "end":
             raise Told(f"told to end after step {self.step}; saved, --resume goes on from there")
 
     def _exported(self) -> dict[str, torch.Tensor]:

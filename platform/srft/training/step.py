@@ -80,6 +80,8 @@ def fine_tune(
             training.save(Progress(epoch=epoch, step=report.step, metrics=report.metrics))
             if on_epoch:
                 on_epoch(report)
+            if epoch + 1 < config.optim.epochs:
+                training.heed(worker.told())
     finally:
         training.loader.close()
         training.checkpoints.wait()

@@ -120,19 +120,19 @@ class Updater:
             Loss parts, and the gradient's norm before clipping.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite. In fp16 a gradient may be, some times in a row: :meth:`apply` skips it.
+            FloatingPointError: loss or gradient is not finite. In fp16 they may be, some times in a row: :meth:`apply` skips the step.
         """
         self.optimizer.zero_grad()
         parts = self._backward(batch)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None]) / self.scale.scale
         self._norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyrefly: ignore
         values = dict(zip([*parts, "grad_norm"], torch.stack([*parts.values(), self._norm]).tolist(), strict=True))
-        # After backward: gradients are the mean over workers, so that all of them see one worker's failure and none waits for it.
+        # By the gradient, the mean over workers, so that all of them see one worker's failure and none waits for it.
         self._overflow = not math.isfinite(values["grad_norm"])
-        tolerated = self.optim.precision == "fp16" and self.scale.skipped < _SKIPS_IN_A_ROW
-        if not math.isfinite(values["loss"]) or (self._overflow and not tolerated):
+        tolerated = self._overflow and self.optim.precision == "fp16" and self.scale.skipped < _SKIPS_IN_A_ROW
+        if not tolerated and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(self._what_is_wrong(values, step, where))
-        return values | {"grad_norm": 0.0} if self._overflow else values
+        return {name: v if math.isfinite(v) else 0.0 for name, v in values.items()} if self._overflow else values
 
     def apply(self, step: int) -> None:
         """Clip the gradients and let the optimizer take its step, which may change them in place.

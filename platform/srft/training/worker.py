@@ -42,7 +42,7 @@ class Worker:
     statistics: StatisticsExchange | None = None
     """Merges transfer statistics over workers; None keeps them in this process."""
     told: Callable[[], Notice] = lambda: ""
-    """What to do now, the same on every worker (collective; asked every ``srft.refresh`` steps, each step if alone)."""
+    """What to do now, the same on every worker (collective; asked between epochs and every ``srft.refresh`` steps, each if alone)."""
     group: Any = None
     """Process group of the CPUs, which shards are saved over; None for workers that hold everything."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
