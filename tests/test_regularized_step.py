@@ -60,7 +60,8 @@ def test_every_mode_against_dense(mode, damping, scale, damped, kind, layout, mo
     prior = make(model, diagonal="diagonal" in kind)
     if kind == "diagonal alone":
         prior = prior.truncated(0)
-    groups = {n: replace(p, share=0.3 if n.startswith("out") else 1.0) for n, p in prior.groups.items() if n != "out.bias"}
+    share = 1.5 if mode == "projection" else 0.3
+    groups = {n: replace(p, share=share if n.startswith("out") else 1.0) for n, p in prior.groups.items() if n != "out.bias"}
     prior = replace(prior, groups=groups)
     rate = "reduced" if damped == "both" else "kept"
     forms = {"damping_strength": damping, "damped": damped, "damped_rate": rate}
@@ -127,9 +128,49 @@ def test_no_share_is_no_prior(mode):
         prior = make_prior(model, diagonal=True)
         groups = {n: p if without else replace(p, share=0.0 if n.startswith("out") else 1.0) for n, p in prior.groups.items()}
         prior = replace(prior, groups={n: p for n, p in groups.items() if not (without and n.startswith("out"))})
-        config = settings(rank=3, mode=mode, prior_strength=2.0, damping_strength=0.5)
+        config = settings(rank=3, mode=mode, prior_strength=2.0, damping_strength=0.0)
         ends.append(run(model, SRFTAdamW(model.named_parameters(), total_steps=4, srft=config, prior=prior, **ADAM), 4))
     torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
+def test_damping_does_not_depend_on_the_share(mode):
+    """A share is of the tangent-space term: the less of it, the nearer to none of it, and the prior's ranks damp as ever."""
+    ends = []
+    for share in (1e-12, 0.0):
+        model = net()
+        prior = make_prior(model, diagonal=True)
+        prior = replace(prior, groups={n: replace(p, share=share) for n, p in prior.groups.items()})
+        config = settings(rank=3, mode=mode, prior_strength=2.0, damping_strength=0.8)
+        ends.append(run(model, SRFTAdamW(model.named_parameters(), total_steps=4, srft=config, prior=prior, **ADAM), 4))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+    undamped = net()
+    plain = SRFTAdamW(undamped.named_parameters(), total_steps=4, srft=settings(prior_strength=0.0, damping_strength=0.8), **ADAM)
+    assert (run(undamped, plain, 4) - ends[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_damping_alone_takes_the_priors_ranks_whatever_they_come_from(rank):
+    """With a strength of the term or without: ranks are of the diagonal where there is one."""
+    ends = []
+    for strength in (0.0, 1e-12):
+        model = net()
+        config = settings(rank=rank, prior_strength=strength, damping_strength=0.8)
+        prior = make_prior(model, diagonal=True)
+        ends.append(run(model, SRFTAdamW(model.named_parameters(), total_steps=4, srft=config, prior=prior, **ADAM), 4))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+def test_a_large_share_projects_no_further_than_to_zero():
+    """A gradient inside the span: what is left of it has the sign that it had, however strong the term."""
+    model = nn.Linear(4, 1, bias=False)
+    prior = make_prior(model)
+    prior = replace(prior, groups={n: replace(p, share=50.0) for n, p in prior.groups.items()})
+    optimizer = SRFTAdamW(model.named_parameters(), total_steps=9, srft=settings(rank=prior.rank, mode="projection"), prior=prior, **ADAM)
+    direction = as_rows(next(iter(prior.groups.values())))[0]
+    model.weight.grad = direction.to(model.weight.dtype).view(1, -1).clone()
+    optimizer.step()
+    assert float((model.weight.grad.view(-1) * direction).sum()) >= 0
 
 
 def test_ranks_come_from_the_corrected_second_moment_and_the_table():

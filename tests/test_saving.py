@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from srft.commands import give_back
 from srft.commands.give_back import GiveBack
-from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrainConfig
+from srft.config import BaselineConfig, ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig
 from srft.data.loader import PairLoader
 from srft.evaluation.follow import track_sequences
 from srft.evaluation.metrics import measure
@@ -100,6 +100,17 @@ def test_a_run_that_is_told_to_end_saves_inside_the_epoch_and_goes_on_to_the_bit
     fine_tune(CONFIG, *ready, directory=tmp_path, on_epoch=seen.append, resume=True)
     assert_same(whole[0], tmp_path)
     assert [timeless(r.metrics) for r in seen] == [timeless(r.metrics) for r in whole[1]]
+
+
+def test_a_penalty_on_the_head_goes_on_to_the_bit(cache, tmp_path):
+    """Small operations of odd sizes, whose copies lie elsewhere in memory than they do."""
+    config = dataclasses.replace(CONFIG, tracker=TrackerConfig(freeze_head=False))
+    ready = prepare(config, cache)
+    fine_tune(config, *ready, directory=tmp_path / "whole")
+    with pytest.raises(Told):
+        fine_tune(config, *ready, directory=tmp_path / "a", worker=told_at(7))
+    fine_tune(config, *ready, directory=tmp_path / "a", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "a")
 
 
 def test_checkpoints_inside_epochs_bound_what_is_lost(whole, tmp_path, ready):
@@ -276,7 +287,9 @@ def meet_in_group(rank, directory, cache):
         patch.setattr(PairLoader, "batch", bad)
         optim = dataclasses.replace(CONFIG.optim, precision="fp16", epochs=1, steps_per_epoch=3)
         config = dataclasses.replace(CONFIG, workers=2, optim=optim)
-        report = fine_tune(config, domain, prior, directory=Path(directory) / "overflow", worker=worker_of_group(config))
+        worker = worker_of_group(config)
+        report = fine_tune(config, domain, prior, directory=Path(directory) / "overflow", worker=worker)
+    assert len(set(worker.gather(torch.initial_seed()))) == 2  # what is dropped from one's samples is not from the other's
     assert math.isfinite(report.metrics["train/loss"])
     config = dataclasses.replace(CONFIG, workers=2, srft=dataclasses.replace(CONFIG.srft, refresh=5))
     with pytest.raises(Told, match="after step 5"):

@@ -33,14 +33,12 @@ class DenseStep:
         self.n = len(self.values)
         v, lam = np.asarray(vectors, np.float64), np.asarray(eigenvalues, np.float64)
         self.matrix = sum((lam[k] / scale * np.outer(v[k], v[k]) for k in range(len(lam))), np.zeros((self.n, self.n)))
-        ridge = residual / (self.n - len(lam)) / strength if strength else np.inf
+        ridge = residual / (self.n - len(lam)) / (share * strength) if share * strength else np.inf
         self.projector = sum((lam[k] / (lam[k] + ridge) * np.outer(v[k], v[k]) for k in range(len(lam))), np.zeros((self.n, self.n)))
         remainder = np.zeros(self.n) if remainder is None else np.asarray(remainder, np.float64)
         self.diagonal = np.diag(remainder / scale)
         self.diagonal_projector = np.diag(np.divide(remainder, remainder + ridge, out=np.zeros(self.n), where=remainder > 0))
-        self.has_prior = len(lam) > 0 or remainder.any()
         self.matrix, self.diagonal = share * self.matrix, share * self.diagonal
-        self.projector, self.diagonal_projector = share * self.projector, share * self.diagonal_projector
         self.mode, self.strength, self.damping, self.low, self.high, self.adam = mode, strength, damping, low, high, adam
         self.damped, self.kept = damped, kept
         self.first, self.second, self.t = np.zeros(self.n), np.zeros(self.n), 0
@@ -62,7 +60,7 @@ class DenseStep:
         if self.damping:
             transfer = 0.5 if transfer_rank is None else transfer_rank(self.magnitude)
             transfer = {"both": transfer, "opposed": 1 - transfer, "prior": np.full(self.n, 0.5)}[self.damped]
-            rank = w * prior_rank + (1 - w) * transfer if self.has_prior else transfer
+            rank = transfer if prior_rank is None else w * prior_rank + (1 - w) * transfer
             factor = 1 - self.damping * (self.low + (self.high - self.low) * rank)
             if self.kept:
                 factor = factor / (1 - self.damping * (self.low + self.high) / 2)

@@ -247,7 +247,7 @@ class Bucket:
             for scattered, whole in [(views, theta), *parts.values()]:
                 torch._foreach_copy_(scattered, list(whole.split(self.sizes)))
         if tangent.accumulate:
-            self._accumulate(theta, offsets, pieces)
+            self._accumulate(theta, values, offsets, pieces)
 
     def _regularize(self, g: Tensor, theta: Tensor, offsets: list[int], tangent: Tangent, scratch: Scratch) -> list[Tensor | None]:
         # Adds the tangent-space term to the gradient; returns what was fetched of the eigenvectors, of a stack at its first segment.
@@ -271,8 +271,9 @@ class Bucket:
                 s.op.shrink_by_remainder(g[mine], s.a, s.b, tangent.projection)
         return pieces
 
-    def _accumulate(self, theta: Tensor, offsets: list[int], pieces: list[Tensor | None]) -> None:
-        # V theta of the new values, from what was fetched.
+    def _accumulate(self, theta: Tensor, values: Mapping[Tensor, Tensor], offsets: list[int], pieces: list[Tensor | None]) -> None:
+        # V theta of the new values, from what was fetched. Where they lie, since a copy elsewhere in memory may be summed in another order,
+        # and a resumed run takes them from there.
         for i, stack in self._stacks.items():
             whole = pieces[i]
             assert whole is not None
@@ -287,7 +288,7 @@ class Bucket:
             assert directions is not None
             assert piece is not None
             s.op.total = directions.empty() if s.op.total is None else s.op.total
-            directions.accumulate(piece, theta[offsets[i] : offsets[i + 1]], s.op.total)
+            directions.accumulate(piece, s.of(values[s.parameter]), s.op.total)
 
 
 def _adam(p: Tensor, g: Tensor, state: Mapping[str, Tensor], adam: AdamStep, damping: Damping, bucket: Bucket, scratch: Scratch) -> None:

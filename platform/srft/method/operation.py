@@ -65,8 +65,8 @@ class Operation:
 
     @property
     def has_prior(self) -> bool:
-        """Whether the group has a prior sensitivity."""
-        return self.directions is not None or self.remainder is not None
+        """Whether the step uses a prior sensitivity of the group."""
+        return self.directions is not None or self.remainder is not None or self.prior_ranks is not None
 
     def ranges(self) -> list[tuple[int, int]]:
         """Pieces to work through.
@@ -197,13 +197,13 @@ class Binding:
             group: of a parameter.
 
         Returns:
-            None also if it keeps neither an eigenpair nor a diagonal, or has no share in the term.
+            None also if it keeps neither an eigenpair nor a diagonal.
 
         Raises:
             ValueError: it is of other elements.
         """
         prior = self.prior.groups.get(group.name) if self.prior is not None else None
-        if prior is None or not prior.share or not (len(prior.eigenvalues) or prior.diagonal is not None):
+        if prior is None or not (len(prior.eigenvalues) or prior.diagonal is not None):
             return None
         if (prior.group.start, prior.group.stop) != (group.start, group.stop):
             raise ValueError(
@@ -245,17 +245,18 @@ class Binding:
         if prior is None or self.prior is None:
             return op
         k, settings = len(prior.eigenvalues), self.settings
+        strength = prior.share * settings.prior_strength
         scale = self.prior.scale if settings.scale == "global" or not k else float(prior.eigenvalues[0])
         left_out = prior.residual / max(group.numel - k, 1)
-        ridge = left_out / settings.prior_strength if settings.prior_strength > 0 else float("inf")
-        if k:
+        ridge = left_out / strength if strength > 0 else float("inf")
+        if k and prior.share > 0:
             op.directions = directions_of(prior, first, last, dtype)
             op.curvature = (prior.eigenvalues * prior.share / scale).to(origin.device, dtype)
-            op.shrinkage = (prior.share * prior.eigenvalues / (prior.eigenvalues + ridge)).to(origin.device, dtype)
+            op.shrinkage = (prior.eigenvalues / (prior.eigenvalues + ridge)).to(origin.device, dtype)
             op.columns = slice(used, used + k)
         if settings.damping_strength > 0 and settings.damping_range[1] > settings.damping_range[0]:
             op.prior_ranks = self._once("ranks", prior, lambda: prior_ranks(prior))[first:last]
-        if prior.diagonal is not None and settings.prior_strength > 0:
+        if prior.diagonal is not None and strength > 0:
             codes, largest = self._once("remainder", prior, lambda: to_log8(prior.residual_diagonal()))
             r = from_log8(torch.arange(256, dtype=torch.uint8, device=origin.device), largest).to(dtype)
             theta_0 = origin[op.where]
@@ -263,7 +264,7 @@ class Binding:
             op.remainder = Remainder(
                 codes=codes[first:last],
                 levels=r * prior.share / scale,
-                shrinkage=(prior.share * r / (r + ridge)).nan_to_num(),
+                shrinkage=(r / (r + ridge)).nan_to_num(),
                 origin=kept if torch.equal(kept, theta_0) else theta_0.clone(),
             )
         return op

@@ -120,6 +120,8 @@ class Training:
         self.update.scale = LossScale(**state["scale"])
         if len(state["rng"]) == self.worker.world_size:
             torch.set_rng_state(state["rng"][self.worker.rank])
+            if (on_gpu := state.get("rng_gpu", {}).get(self.worker.rank)) is not None and self.worker.device.type == "cuda":
+                torch.cuda.set_rng_state(on_gpu, self.worker.device)
         else:
             torch.manual_seed(hash((self.config.seed, self.step, self.worker.rank)))
         if len(state["sums"]) == self.worker.world_size:
@@ -140,10 +142,12 @@ class Training:
             progress: how far the run is.
         """
         exchange = self.exchange.state_dict() if isinstance(self.exchange, LocalExchange) else None
+        on_gpu = torch.cuda.get_rng_state(self.worker.device) if self.worker.device.type == "cuda" else None
         values: dict[str, Any] = {
             "method": self.optimizer.method_state(),
             "scale": asdict(self.update.scale),
             "rng": self.worker.gather(torch.get_rng_state()),
+            "rng_gpu": dict(enumerate(self.worker.gather(on_gpu))),
             "sums": self.worker.gather(dict(self.sums)),
             "merged": self.merged.to_bytes() if self.merged else None,
             "exchange": exchange,

@@ -210,6 +210,8 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
     )
     _attach_baseline(config.baseline, [(n, p) for n, p in network.named_parameters() if n in trainable - new], optimizer, carried)
     energies = LocalEnergies(network)
+    if worker.rank:  # What is dropped differs from worker to worker, as samples do.
+        torch.manual_seed(hash((config.seed, worker.rank)))
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     return Training(
         config=config,
