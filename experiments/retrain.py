@@ -1,7 +1,7 @@
 """``srft retrain`` as a script, for cluster jobs from a working directory where the package is not installed.
 
 uv run experiments/retrain.py --study outputs/rgbe_sweep --epochs 12 --workers 2
-uv run experiments/retrain.py --model models:/srft-rgbe@champion --epochs 40 --workers 8 --strategy fsdp2 --set optim.precision=bf16
+uv run experiments/retrain.py --model models:/srft-rgbe@champion --tracking-uri http://server:5000 --workers 8 --set optim.precision=bf16
 """
 
 import logging

@@ -1,7 +1,9 @@
 """Look at the procedural world: strips of frames for docs/pictures, and how far the target stands out in each modality.
 
-uv run experiments/synthetic_world.py              # docs/pictures/synthetic_*.png and experiments/results/synthetic_contrast.json
-uv run experiments/synthetic_world.py --sequences 10 --pictures /tmp/p --results /tmp/contrast.json
+    uv run experiments/synthetic_world.py      # docs/pictures/synthetic_*.png and experiments/results/synthetic_contrast.json
+    uv run experiments/synthetic_world.py --sequences 10 --pictures /tmp/p --results /tmp/contrast.json
+
+docs/synthetic.md shows the strips and explains the figures.
 """
 
 from __future__ import annotations

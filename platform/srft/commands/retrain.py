@@ -23,7 +23,7 @@ class Retrain:
 
     srft retrain --run 1c0e5f6b7a3d4e2f9b8a7c6d5e4f3a2b --tracking-uri http://server:5000 --workers 8 --strategy fsdp2 --out /shared/winner
 
-    srft retrain --model models:/srft-rgbe@champion --epochs 40 --benchmark visevent=/data/VisEvent fe108=/data/FE108
+    srft retrain --model models:/srft-rgbe@champion --tracking-uri http://server:5000 --epochs 40 --benchmark visevent=/data/VisEvent
 
     Rendered sequences and the prior are those of the run's study where its directory is on this machine, else made again. Each worker
     keeps the share of a batch that it had, so more workers make larger batches, and the learning rate grows in proportion
@@ -57,7 +57,7 @@ class Retrain:
     resume: bool = False
     """Go on with the run in --out."""
     tracking_uri: str | None = None
-    """Any MLflow tracking URI; the default is the study's store, or MLFLOW_TRACKING_URI."""
+    """Any MLflow tracking URI; the default is the study's store, for --run and --model MLFLOW_TRACKING_URI, else outputs/mlflow.db."""
 
 
 def settings(command: Retrain, origin: TrainConfig) -> TrainConfig:
