@@ -32,6 +32,12 @@ def test_flat_form_is_json_and_round_trips():
         ({"baseline.kind": "ewc2", "paradigm": "full"}, ["baseline.kind", "l2_sp"]),
         ({"optim.rates": "published", "data.modality": "rgb"}, ["optim.rates", "uniform"]),
         ({"workers": 3}, ["optim.batch_size", "16", "3 workers"]),
+        ({"paradigm": "aux", "data.modality": "rgb"}, ["paradigm", "'aux'", "data.modality rgb", "full"]),
+        ({"paradigm": "srft-prompt", "data.modality": "rgb"}, ["paradigm", "'srft-prompt'", "data.modality rgb"]),
+        ({"workers": 8, "srft.fisher_samples": 7}, ["srft.fisher_samples", "7", "at least 8", "workers"]),
+        ({"workers": 8, "srft.fisher_samples": 7, "paradigm": "full", "baseline.kind": "ewc"}, ["srft.fisher_samples", "at least 8"]),
+        ({"srft.scale": "group", "srft.rank": 0, "srft.diagonal": True}, ["srft.scale", "'group'", "global", "srft.rank 0"]),
+        ({"data.pairs": "published", "data.length": 19}, ["data.length", "19", "at least 20", "data.pairs published"]),
         ({"optim.epochs": math.inf}, ["optim.epochs", "inf", "whole number"]),
         ({"optim.epochs": math.nan}, ["optim.epochs", "nan", "whole number"]),
         ({"optim.grad_clip": math.inf}, ["optim.grad_clip", "inf", "finite number"]),
@@ -58,6 +64,21 @@ def test_no_setting_takes_what_is_neither_its_kind_nor_finite(value):
     for key in to_flat(TrainConfig()):
         with pytest.raises(ConfigError, match=rf"^here: {key} is .*; expected "):
             from_flat({key: value}, source="here")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"workers": 8, "srft.fisher_samples": 7, "paradigm": "full"},
+        {"workers": 8, "srft.fisher_samples": 7, "srft.estimator": "kronecker"},
+        {"workers": 8, "srft.fisher_samples": 7, "srft.rank": 0, "srft.give_back": 0},
+        {"srft.scale": "group", "srft.rank": 0},
+        {"data.pairs": "published", "data.length": 19, "data.benchmark": "own", "data.root": "/data"},
+        *({"paradigm": paradigm, "data.modality": "rgb"} for paradigm in ("srft", "full", "head", "bias", "srft-lora", "adapter")),
+    ],
+)
+def test_what_a_run_does_not_use_is_not_held_against_it(values):
+    assert from_flat(values) != TrainConfig()
 
 
 @pytest.mark.parametrize(

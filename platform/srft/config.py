@@ -44,6 +44,7 @@ Preset = Literal["tiny", "small", "base", "base_384"]
 
 __all__ = [
     "LAYOUT",
+    "PUBLISHED_FRAMES",
     "BaselineConfig",
     "ConfigError",
     "DataConfig",
@@ -54,6 +55,8 @@ __all__ = [
     "to_flat",
 ]
 
+PUBLISHED_FRAMES = 20
+"""Fewest frames of a sequence that the published rule draws pairs from."""
 
 _BENCHMARKS: dict[Modality, tuple[str, ...]] = {
     "rgbe": ("fe108", "visevent", "coesot"),
@@ -152,6 +155,8 @@ class DataConfig:
         check(self.train_world >= -1, "data.train_world", self.train_world, "a seed of at least 0, or -1 for that of the world")
         check(self.pool >= 0, "data.pool", self.pool, "at least 0 pairs")
         check(self.length >= 8, "data.length", self.length, "at least 8 frames")
+        drawn = self.pairs == "near" or bool(self.benchmark) or self.length >= PUBLISHED_FRAMES
+        check(drawn, "data.length", self.length, f"at least {PUBLISHED_FRAMES} frames with data.pairs published")
         check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
         check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
         check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
@@ -181,7 +186,7 @@ class SRFTConfig:
     mode: TangentMode = "penalty"
     """How the tangent-space term acts on the step."""
     scale: PriorScale = "global"
-    """What makes eigenvalues dimensionless: the mean top eigenvalue of all operations, or each operation's own."""
+    """What makes eigenvalues dimensionless: the mean top eigenvalue of all operations, or each operation's own where it keeps one."""
     transfer: TransferSource = "adam"
     """Running mean of squared gradients: the optimizer's second moment, or the mean of this and the last step."""
     fisher: FisherType = "empirical"
@@ -214,6 +219,8 @@ class SRFTConfig:
         check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
         low, high = self.damping_range
         check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
+        known = self.scale == "global" or self.rank > 0 or not self.diagonal
+        check(known, "srft.scale", self.scale, "global with srft.rank 0: an operation's own scale is the largest eigenvalue that it keeps")
         moves = self.damped_rate == "reduced" or self.damping_strength * (low + high) < 2
         check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
         check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
@@ -323,6 +330,14 @@ class TrainConfig:
         check(plain, "baseline.kind", self.baseline.kind, f"none with paradigm {self.paradigm}: it is what SRFT is compared with")
         two_streams = self.data.modality != "rgb"
         check(self.optim.rates == "uniform" or two_streams, "optim.rates", self.optim.rates, "uniform for a single stream (modality rgb)")
+        aux = self.paradigm.removeprefix("srft-") in ("aux", "prompt")
+        single = "full, head, bias, lora or adapter with data.modality rgb, a single stream"
+        check(two_streams or not aux, "paradigm", self.paradigm, single)
+        srft, regularized = self.srft, self.paradigm.startswith("srft")
+        estimated = self.baseline.kind == "ewc" or (regularized and (srft.rank > 0 or srft.diagonal or srft.give_back > 0))
+        shared = not estimated or srft.estimator == "kronecker" or srft.fisher_samples >= self.workers
+        expected = f"at least {self.workers}, one for each of workers, or srft.estimator kronecker"
+        check(shared, "srft.fisher_samples", srft.fisher_samples, expected)
         check(0 <= self.min_workers <= self.workers, "min_workers", self.min_workers, f"0 to workers ({self.workers})")
         alone = self.strategy == "ddp" or self.baseline.kind == "none"
         check(alone, "strategy", self.strategy, f"ddp with baseline.kind {self.baseline.kind}, which holds copies of whole weights")
