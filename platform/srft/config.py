@@ -115,7 +115,8 @@ class DataConfig:
     train_world: int = -1
     """Seed of the world whose objects, backgrounds and motion the synthetic training sequences have; -1: ``world_seed``, as all others."""
     pool: int = 0
-    """Distinct pairs that training draws from, chosen by the run's seed: how much target data there is. 0: every pair of its sequences."""
+    """Pairs of frames that training draws from: how much target data there is. The run's seed draws each for itself, so that a few may be
+    the same. 0: every pair of its sequences."""
     max_gap: int = 24
     """Largest number of frames between template and search frame of a pair."""
     center_jitter: float = 3.0
