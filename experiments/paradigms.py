@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -41,11 +41,14 @@ from srft.training.worker import Worker
 
 LENGTH = 16
 """Frames per sequence."""
+EPOCHS = 4
+"""Validations of every run."""
+AnySession = TypeVar("AnySession", bound="Session")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paradigms:
-    """One session of the study."""
+class Session:
+    """Which cells a session of the study runs, wherever it does."""
 
     modality: tuple[Modality, ...] = ("rgbe",)
     """Target modalities."""
@@ -67,19 +70,25 @@ class Paradigms:
     """Target pairs of them, as many for each sequence; half as many of the source."""
     fisher_samples: int = 256
     """Source pairs that priors are estimated from."""
-    hours: float = 0.0
-    """No cell starts after so long, and those that run end with their epoch, to be run anew by the next session; 0: no limit."""
-    concurrent: int = 2
-    """Cells at once."""
     out: Path = Path("outputs/paradigms")
     """Output directory, extended by every session."""
     quick: bool = False
     """Two methods, one size, one seed, few steps and tests; in outputs/paradigms_quick unless --out is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paradigms(Session):
+    """One session of the study."""
+
+    hours: float = 0.0
+    """No cell starts after so long, and those that run end with their epoch, to be run anew by the next session; 0: no limit."""
+    concurrent: int = 2
+    """Cells at once."""
     tracking_uri: str | None = None
     """Any MLflow tracking URI; the default is MLFLOW_TRACKING_URI, else a database in --out."""
 
 
-def base_of(session: Paradigms, modality: Modality) -> TrainConfig:
+def base_of(session: Session, modality: Modality) -> TrainConfig:
     """What all cells of a modality have in common.
 
     Args:
@@ -88,12 +97,17 @@ def base_of(session: Paradigms, modality: Modality) -> TrainConfig:
 
     Returns:
         A configuration.
+
+    Raises:
+        ValueError: the steps do not make whole epochs.
     """
+    if session.steps < 1 or session.steps % EPOCHS:
+        raise ValueError(f"--steps is {session.steps}; expected a positive multiple of {EPOCHS}, the validations of a run")
     return TrainConfig(
         name="paradigms",
         data=DataConfig(modality=modality, val_sequences=8, test_sequences=session.test_sequences, source_sequences=8, length=LENGTH),
         srft=SRFTConfig(fisher_samples=session.fisher_samples, give_back=0.0, give_back_sequences=0, aux_share=1.0),
-        optim=OptimConfig(epochs=4, steps_per_epoch=max(1, session.steps // 4), batch_size=session.batch),
+        optim=OptimConfig(epochs=EPOCHS, steps_per_epoch=session.steps // EPOCHS, batch_size=session.batch),
     )
 
 
@@ -161,7 +175,7 @@ def _curve(metrics: dict[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in kept if name in metrics}
 
 
-def untuned(session: Paradigms, modality: Modality, out: Path, cache: Path) -> None:
+def untuned(session: Session, modality: Modality, out: Path, cache: Path) -> None:
     """Test the two streams before tuning, and the RGB tracker that they were made of, once.
 
     Args:
@@ -182,7 +196,7 @@ def untuned(session: Paradigms, modality: Modality, out: Path, cache: Path) -> N
         write_json(path, {"cell": [modality, "0", "0", name, ""], "config": to_flat(base), "measures": figures, "history": []})
 
 
-def unfinished(session: Paradigms) -> tuple[Paradigms, list[Cell]]:
+def unfinished(session: AnySession) -> tuple[AnySession, list[Cell]]:
     """What is left to do, which is said.
 
     Args:
@@ -203,7 +217,7 @@ def unfinished(session: Paradigms) -> tuple[Paradigms, list[Cell]]:
             "test_pairs": 16,
         }
         session = dataclasses.replace(session, **changed, fisher_samples=16)
-        session = dataclasses.replace(session, out=Path("outputs/paradigms_quick") if session.out == Paradigms.out else session.out)
+        session = dataclasses.replace(session, out=Path("outputs/paradigms_quick") if session.out == Session.out else session.out)
     session = dataclasses.replace(session, out=session.out.resolve())
     finished = session.out / "cells"
     finished.mkdir(parents=True, exist_ok=True)

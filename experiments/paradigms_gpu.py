@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from leaderboard import say
-from paradigms import Paradigms, run_cell, unfinished, untuned
+from paradigms import Session, run_cell, unfinished, untuned
 from paradigms_cells import Cell
 from paradigms_measures import parts
 from srft.config import DataConfig, TrainConfig
@@ -35,7 +35,7 @@ Rendering = tuple[DataConfig, Split, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnOneGPU(Paradigms):
+class OnOneGPU(Session):
     """One session of the study on a machine with one GPU."""
 
     processes: int = os.cpu_count() or 1
@@ -44,7 +44,7 @@ class OnOneGPU(Paradigms):
     """No cell starts after so long; 0: no limit."""
 
 
-def renderings(cells: list[Cell], session: Paradigms) -> list[Rendering]:
+def renderings(cells: list[Cell], session: Session) -> list[Rendering]:
     """Every sequence that cells need, once.
 
     Args:

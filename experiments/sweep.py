@@ -19,7 +19,7 @@ from srft.files import write_json, write_text
 from srft.search.record import TrialResult, best, claim, read_study
 from srft.search.space import Space, parse_space, srft_space, wide_space
 from srft.search.study import CHANGEABLE, Search, Study
-from srft.settings import load
+from srft.settings import from_flat, load
 from srft.training.cluster import check_resources
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ Objective = Literal["target", "pareto"]
 class Sweep:
     """One sweep."""
 
-    num_samples: int = 6
-    """SRFT trials drawn from the search space; the full fine-tuning baselines and SRFT's default settings come on top. At most so many
-    with --search grid."""
+    num_samples: int | None = None
+    """SRFT trials drawn from the search space, 6 when left out; the full fine-tuning baselines and SRFT's default settings come on top. At
+    most so many with --search grid."""
     search: Search = "random"
     """How trials are drawn: independently, evenly (sobol), every combination (grid), from what earlier trials showed (tpe), or
     independently and then, after every epoch, the worst go on from the best with settings near theirs (pbt)."""
@@ -74,20 +74,21 @@ class Sweep:
     """How often a failed trial is started again; it goes on from its last checkpoint."""
     max_failed: int = 5
     """So many trials failing one after the other end the study; 0: none do."""
-    workers: int = 1
-    """Training processes per trial; 1 trains inside the trial's own process, more are a Ray Train run."""
-    epochs: int = 4
-    """Validations per trial; an epoch is 30 optimizer steps."""
-    seed: int = 0
-    """Of the draws, the batch order and the augmentation."""
+    workers: int | None = None
+    """Training processes per trial; 1 trains inside the trial's own process, more are a Ray Train run. When left out those of --config, or
+    1."""
+    epochs: int | None = None
+    """Validations per trial; an epoch is 30 optimizer steps. When left out those of --config, or 4."""
+    seed: int | None = None
+    """Of the draws, the batch order and the augmentation. When left out 0, but for what --config says of the latter two."""
     out: Path | None = None
     """Output directory; outputs/<script> when left out (inside a Ray job: ~/srft/<script>, since a job's folder is deleted)."""
     resume: bool = False
     """Go on with the study in --out."""
     quick: bool = False
-    """1 baseline, the default and 1 drawn trial of 2 short epochs on fewer sequences."""
+    """1 baseline, the default and 1 drawn trial (4 with --search pbt) of 2 short epochs on fewer sequences, where nothing else is given."""
     config: Path | None = None
-    """JSON file of dotted keys ({"optim.batch_size": 32}) that replace the sweep's base settings."""
+    """JSON file of dotted keys ({"optim.batch_size": 32}) that replace the sweep's base settings, but not options that are given."""
     tracking_uri: str | None = None
     """Any MLflow tracking URI; the default is MLFLOW_TRACKING_URI, else a database in --out."""
 
@@ -101,11 +102,13 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
 
     Returns:
         Baselines and SRFT's default settings as fixed points, in this order, then drawn SRFT trials.
+
+    Raises:
+        ConfigError: the settings are of another modality, or out of range.
     """
     quick = sweep.quick
     base = TrainConfig(
         name=modality,
-        seed=sweep.seed,
         data=DataConfig(
             modality=modality,
             train_sequences=6 if quick else 24,
@@ -115,13 +118,18 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
             length=16 if quick else 32,
         ),
         srft=SRFTConfig(fisher_samples=32 if quick else 256, refresh=5),
-        optim=OptimConfig(
-            lr=SRFT_RATE, epochs=min(sweep.epochs, 2) if quick else sweep.epochs, steps_per_epoch=10 if quick else 30, batch_size=16
-        ),
+        optim=OptimConfig(lr=SRFT_RATE, epochs=2 if quick else 4, steps_per_epoch=10 if quick else 30, batch_size=16),
     )
     if sweep.config is not None:
         base = load(sweep.config, base)
-    base = dataclasses.replace(base, workers=sweep.workers)
+        if (found := base.data.modality) != modality:
+            other = "" if found == "rgb" else f", or use experiments/{found}_sweep.py"
+            raise ConfigError(f"{sweep.config}: data.modality is {found!r}; expected {modality!r}{other}")
+    given = {"optim.epochs": sweep.epochs, "seed": sweep.seed, "workers": sweep.workers}
+    base = from_flat({key: value for key, value in given.items() if value is not None}, base, source="--epochs, --seed, --workers")
+    num_samples = sweep.num_samples
+    if num_samples is None:
+        num_samples = 6 if not quick or sweep.search == "grid" else 4 if sweep.search == "pbt" else 1
     space = parse_space(sweep.vary) if sweep.vary else srft_space() if sweep.space == "srft" else wide_space()
     if sweep.search == "pbt" and not sweep.vary:
         space = Space({key: dimension for key, dimension in space.dimensions.items() if key in CHANGEABLE})
@@ -131,7 +139,7 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
         name=f"{modality}-sweep",
         base=base,
         space=space,
-        num_samples=min(sweep.num_samples, 4 if sweep.search == "pbt" else 1) if quick and sweep.search != "grid" else sweep.num_samples,
+        num_samples=num_samples,
         search=sweep.search,
         levels=sweep.levels,
         second="source/success_auc" if sweep.objective == "pareto" else "",
@@ -146,7 +154,7 @@ def make_study(sweep: Sweep, modality: Modality = "rgbe") -> Study:
         max_hours=sweep.max_hours,
         max_gpu_hours=sweep.max_gpu_hours,
         fixed=(*baselines, {key: settings[key] for key in space.dimensions if key in settings}),
-        seed=sweep.seed,
+        seed=sweep.seed or 0,
     )
 
 

@@ -239,3 +239,22 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", "--benchmark", "visevent"])
     with pytest.raises(SystemExit, match="--root"):
         main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--root", "/data"], "--root /data has no effect without --benchmark"),
+        (["--split", "val", "--sequences", "a", "b", "--out", "r", "--batch", "4"], "--split val --sequences a b --out r --batch 4 have"),
+        (["--list-name", "218", "--protocol", "excluded", "--no-resume"], "--list-name 218 --protocol excluded --no-resume have no effect"),
+        (["--groundtruth", "/g", "--workers", "2", "--precision", "bf16"], "--groundtruth /g --workers 2 --precision bf16 have no effect"),
+        (["--benchmark", "lasher", "--root", "/d", "--pictures", "p"], "--pictures p has no effect with --benchmark lasher"),
+        (["--benchmark", "lasher", "--root", "/d", "--workers", "2", "--device", "cpu"], "--device cpu has no effect with --workers 2"),
+        (["--benchmark", "lasher", "--root", "/d", "--workers", "0"], "--workers is 0; expected at least 1"),
+        (["--benchmark", "lasher", "--root", "/d", "--batch", "0"], "--batch is 0; expected at least 1"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        main()

@@ -1,11 +1,12 @@
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srft.config import ConfigError, SRFTConfig, TrainConfig, to_flat
+from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig, to_flat
 from srft.settings import from_flat, load
 
 
@@ -31,6 +32,21 @@ def test_flat_form_is_json_and_round_trips():
         ({"baseline.kind": "ewc2", "paradigm": "full"}, ["baseline.kind", "l2_sp"]),
         ({"optim.rates": "published", "data.modality": "rgb"}, ["optim.rates", "uniform"]),
         ({"workers": 3}, ["optim.batch_size", "16", "3 workers"]),
+        ({"paradigm": "aux", "data.modality": "rgb"}, ["paradigm", "'aux'", "data.modality rgb", "full"]),
+        ({"paradigm": "srft-prompt", "data.modality": "rgb"}, ["paradigm", "'srft-prompt'", "data.modality rgb"]),
+        ({"workers": 8, "srft.fisher_samples": 7}, ["srft.fisher_samples", "7", "at least 8", "workers"]),
+        ({"workers": 8, "srft.fisher_samples": 7, "paradigm": "full", "baseline.kind": "ewc"}, ["srft.fisher_samples", "at least 8"]),
+        ({"srft.scale": "group", "srft.rank": 0, "srft.diagonal": True}, ["srft.scale", "'group'", "global", "srft.rank 0"]),
+        ({"data.pairs": "published", "data.length": 19}, ["data.length", "19", "at least 20", "data.pairs published"]),
+        ({"optim.epochs": math.inf}, ["optim.epochs", "inf", "whole number"]),
+        ({"optim.epochs": math.nan}, ["optim.epochs", "nan", "whole number"]),
+        ({"optim.grad_clip": math.inf}, ["optim.grad_clip", "inf", "finite number"]),
+        ({"optim.weight_decay": 10**400}, ["optim.weight_decay", "finite number"]),
+        ({"srft.damping_range": ["a", 1]}, ["srft.damping_range", "'a'", "two finite numbers"]),
+        ({"srft.damping_range": [0, math.nan]}, ["srft.damping_range", "nan", "two finite numbers"]),
+        ({"srft.damping_range": [0.5]}, ["srft.damping_range", "0.5", "two finite numbers"]),
+        ({"srft.schedule": ["cosine"]}, ["srft.schedule", "['cosine']", "one of"]),
+        ({"name": 3}, ["name", "3", "a word"]),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_with_key_value_and_remedy(values, words):
@@ -41,6 +57,50 @@ def test_a_wrong_setting_is_one_sentence_with_key_value_and_remedy(values, words
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("value", [None, math.inf, math.nan, [], {}, b"x"])
+def test_no_setting_takes_what_is_neither_its_kind_nor_finite(value):
+    for key in to_flat(TrainConfig()):
+        with pytest.raises(ConfigError, match=rf"^here: {key} is .*; expected "):
+            from_flat({key: value}, source="here")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"workers": 8, "srft.fisher_samples": 7, "paradigm": "full"},
+        {"workers": 8, "srft.fisher_samples": 7, "srft.estimator": "kronecker"},
+        {"workers": 8, "srft.fisher_samples": 7, "srft.rank": 0, "srft.give_back": 0},
+        {"srft.scale": "group", "srft.rank": 0},
+        {"data.pairs": "published", "data.length": 19, "data.benchmark": "own", "data.root": "/data"},
+        *({"paradigm": paradigm, "data.modality": "rgb"} for paradigm in ("srft", "full", "head", "bias", "srft-lora", "adapter")),
+    ],
+)
+def test_what_a_run_does_not_use_is_not_held_against_it(values):
+    assert from_flat(values) != TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimConfig(epochs=2.5), "optim.epochs is 2.5; expected a whole number"),
+        (lambda: OptimConfig(grad_clip=math.inf), "optim.grad_clip is inf; expected a finite number"),
+        (lambda: SRFTConfig(damping_range=("a", 1)), "srft.damping_range is .*'a'.*; expected two finite numbers"),
+        (lambda: DataConfig(length=None), "data.length is None; expected a whole number"),
+        (lambda: TrackerConfig(freeze_head=1), "tracker.freeze_head is 1; expected true or false"),
+        (lambda: TrainConfig(optim=None), "optim is None; expected the dataclass OptimConfig"),
+    ],
+)
+def test_configurations_made_in_python_are_held_to_the_same(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_numbers_from_json_become_those_of_the_setting():
+    flat = to_flat(from_flat({"optim.epochs": 3.0, "optim.grad_clip": 2, "srft.damping_range": [0, 1]}))
+    found = flat["optim.epochs"], flat["optim.grad_clip"], *flat["srft.damping_range"]
+    assert list(map(repr, found)) == ["3", "2.0", "0.0", "1.0"]
 
 
 def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):

@@ -1,10 +1,13 @@
 """What a run trains on: the synthetic world, or benchmarks on disk."""
 
+import dataclasses
 import math
 import shutil
 
+import numpy as np
 import pytest
 
+import srft.data.domain as domain_module
 from srft.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from srft.data.benchmarks import LAYOUTS, DataError
 from srft.data.domain import load_domain, source_training
@@ -67,6 +70,14 @@ def test_no_pair_to_draw_is_named(lasher, tmp_path):
     data = DataConfig(benchmark="lasher", root=str(root), source_benchmark="lasher", source_root=str(root), max_gap=1)
     with pytest.raises(DataError, match=r"no pair can be drawn from any of 3 sequences; .*raise data\.max_gap"):
         load_domain(data)
+
+
+def test_no_pair_to_draw_in_the_synthetic_world_is_named(monkeypatch):
+    hidden = lambda split, count, **_: [dataclasses.replace(s, absent=np.arange(len(s)) > 3) for s in short[:count]]
+    short = load_domain(DataConfig(train_sequences=2, val_sequences=1, source_sequences=1, length=8)).train
+    monkeypatch.setattr(domain_module, "sequences", hidden)
+    with pytest.raises(DataError, match=r"synthetic world: .*any of 2 sequences; .*4 visible of 8 frames.*data\.pairs to near"):
+        load_domain(DataConfig(train_sequences=2, val_sequences=1, source_sequences=1, length=20, pairs="published"))
 
 
 def test_a_source_benchmark(lasher):

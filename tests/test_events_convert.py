@@ -173,6 +173,8 @@ def test_files_that_are_not_in_order_need_sort(tmp_path):
         ({"fps": 25.0, "window": "interval", "count": 5}, "give one"),
         ({"fps": 25.0, "window": "exposure"}, "needs exposures"),
         ({"fps": -1.0}, "-1.0 frames per second"),
+        ({"fps": 0.0}, "0.0 frames per second"),
+        ({"frames": Path("x"), "fps": 0.0}, "--frames and --fps"),
         ({"fps": 25.0, "count": 0}, "windows of 0 events"),
     ],
 )

@@ -13,8 +13,9 @@ SOURCE = ROOT / "platform"
 HEAVY = ("torch", "torchvision", "timm", "ray", "mlflow", "matplotlib", "pyarrow", "cv2")
 
 ALLOWED = {
-    "config": set(),
-    "settings": {"config"},
+    "checks": set(),
+    "config": {"checks"},
+    "settings": {"checks", "config"},
     "files": set(),
     "method": {"config", "settings", "files"},
     "model": {"config", "settings", "files"},

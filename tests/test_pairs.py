@@ -235,3 +235,10 @@ def test_a_pool_holds_so_many_pairs_of_frames_under_fresh_augmentation() -> None
         drawn.append((sequence.name, pair))
     assert set(drawn) == frames(pooled[0]) != frames(pooled[1])
     assert len({pooled[0].pair(0, n).search.tobytes() for n in range(40)}) == 40
+
+
+def test_pairs_of_a_pool_are_drawn_independently_and_may_be_the_same() -> None:
+    sampler = PairSampler.of((render_sequence("target-train", 0, seed=7, length=8),), PRESETS["tiny"], DataConfig(pool=12), seed=0)
+    pairs = [sampler._drawn(np.random.default_rng([0, slot]))[1] for slot in range(12)]
+    assert pairs == [(5, 7), (3, 7), (6, 7), (3, 7), (3, 7), (4, 6), (3, 5), (5, 6), (2, 6), (1, 5), (2, 5), (0, 4)]  # As in stored runs.
+    assert len(set(pairs)) < len(pairs)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srft.config import SRFTConfig
+from srft.config import ConfigError, DataConfig, SRFTConfig, TrainConfig
 from srft.method.groups import groups_of
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import (
@@ -48,6 +48,21 @@ def test_head_trains_the_head_whatever_was_selected_before():
     select_trainable(network, "full", freeze_head=True)
     for freeze_head in (True, False):
         assert trained(network, "head", freeze_head) == {n for n, _ in network.named_parameters() if n.startswith("box_head.")}
+
+
+@pytest.mark.parametrize("paradigm", [*PARADIGMS, "srft", "srft-aux", "srft-prompt"])
+def test_settings_ask_for_a_single_stream_only_where_it_can_train(paradigm):
+    network, refused = MultiModalTracker.from_preset("tiny", 1), set()
+    try:
+        add_parts(network, paradigm)
+        select_trainable(network, paradigm, freeze_head=True)
+    except ValueError:
+        refused.add("network")
+    try:
+        TrainConfig(paradigm=paradigm, data=DataConfig(modality="rgb"))
+    except ConfigError:
+        refused.add("settings")
+    assert refused == ({"network", "settings"} if paradigm.endswith(("aux", "prompt")) else set())
 
 
 def test_frozen_parameters_get_no_gradient():

@@ -68,6 +68,22 @@ def test_every_sequence_is_rendered_once() -> None:
     assert train == list(range(24))
 
 
+@pytest.mark.parametrize("option", ["--hours", "--concurrent", "--tracking-uri"])
+def test_one_gpu_has_only_options_that_it_goes_by(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import tyro
+
+    assert tyro.cli(Paradigms, args=[option, "3"]) != Paradigms()
+    with pytest.raises(SystemExit):
+        tyro.cli(OnOneGPU, args=[option, "3"])
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [0, 2, 162])
+def test_steps_are_not_rounded(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"--steps is {steps}; expected a positive multiple of 4"):
+        base_of(Paradigms(steps=steps), "rgbe")
+
+
 @pytest.mark.long
 def test_cells_without_ray_and_mlflow(tmp_path: Path) -> None:
     main(OnOneGPU(quick=True, processes=2, out=tmp_path))

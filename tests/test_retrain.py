@@ -53,6 +53,20 @@ def test_settings_come_back_from_text_and_grow_with_the_workers() -> None:
     assert (again.optim.batch_size, again.optim.lr_batch, again.optim.epochs, again.name) == (16, 4, 21, config.name)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (Retrain(epochs=0), "optim.epochs is 0; expected at least 1"),
+        (Retrain(epochs=-2), "optim.epochs is -2; expected at least 1"),
+        (Retrain(batch_size=0), "optim.batch_size is 0; expected at least 1"),
+        (Retrain(workers=0), "workers is 0; expected at least 1"),
+    ],
+)
+def test_no_epochs_are_not_three_times_as_many(command: Retrain, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--epochs, --batch-size, --workers, .*: {message}"):
+        settings(command, BEST)
+
+
 def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
     assert find_origin(study=str(study), trial=1).config == OTHER
     with pytest.raises(ConfigError, match=r"logged trials \[0, 1\]"):

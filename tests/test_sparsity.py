@@ -63,10 +63,24 @@ def test_bin_values_are_within_the_stated_error():
     assert np.isfinite(bin_values(0, BINS)).all()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
-def test_what_is_no_magnitude_is_refused_by_name(bad):
-    with pytest.raises(ValueError, match=r"block\.weight: .*NaN or infinite"):
-        histogram_of(torch.tensor([1.0, bad]), "block.weight")
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        (float("nan"), "1 of 2 values are NaN or infinite and 0 negative"),
+        (-float("nan"), "1 of 2 values are NaN or infinite and 0 negative"),
+        (float("inf"), "1 of 2 values are NaN or infinite and 0 negative"),
+        (-float("inf"), "1 of 2 values are NaN or infinite and 0 negative"),
+        (-1.0, "0 of 2 values are NaN or infinite and 1 negative"),
+    ],
+)
+def test_what_is_no_magnitude_is_refused_by_name(bad, found, together):
+    """A NaN's sign says nothing: processors make negative ones of inf - inf."""
+    values = torch.tensor([1.0, bad])
+    assert torch.signbit(values[1]) == np.signbit(bad)
+    count = (lambda: histograms_of([("block.weight", values)], "size")) if together else lambda: histogram_of(values, "block.weight")
+    with pytest.raises(ValueError, match=rf"block\.weight: {found}"):
+        count()
 
 
 @pytest.mark.parametrize("most", [1 << 17, 64, 0])

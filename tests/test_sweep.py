@@ -126,7 +126,7 @@ def test_a_directory_of_another_study_is_refused_and_left_alone(tmp_path: Path) 
 
 def test_workers_that_no_cpu_is_free_for_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = tmp_path / "large.json"
-    config.write_text(json.dumps({"optim.batch_size": 4096}))
+    config.write_text(json.dumps({"optim.batch_size": 4096, "srft.fisher_samples": 4096}))
     done = sweep("--workers", "4096", "--config", str(config), "--out", str(tmp_path / "out"), RAY_ADDRESS="")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -167,6 +167,30 @@ def test_a_base_of_ones_own_is_the_first_srft_trial(tmp_path: Path) -> None:
     study = make_study(Sweep(config=tmp_path / "mine.json", vary=("srft.kappa=0.5,2",)))
     given = study.trials()[2].config
     assert (given.optim.lr, given.srft.rank, given.srft.kappa, given.paradigm) == (1e-4, 5, 1.0, "srft-lora")
+
+
+def test_options_that_are_given_win_over_the_file_and_the_file_over_the_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"optim.epochs": 7, "seed": 5, "workers": 2}))
+    chosen = lambda **options: (lambda base: (base.optim.epochs, base.seed, base.workers))(make_study(Sweep(**options)).base)
+    assert chosen() == (4, 0, 1)
+    assert chosen(config=tmp_path / "mine.json") == (7, 5, 2)
+    assert chosen(config=tmp_path / "mine.json", epochs=3, seed=0, workers=1) == (3, 0, 1)
+    assert chosen(quick=True) == (2, 0, 1)
+    assert chosen(quick=True, config=tmp_path / "mine.json", epochs=1) == (1, 5, 2)
+    with pytest.raises(ConfigError, match=r"--epochs.*optim\.epochs is 0"):
+        make_study(Sweep(epochs=0))
+    assert make_study(Sweep(quick=True, num_samples=3)).num_samples == 3
+
+
+@pytest.mark.parametrize("settings", [{"data.modality": "rgbt"}, {"data.benchmark": "lasher", "data.root": "/data"}])
+def test_a_file_of_another_modality_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"mine\.json: data\.modality is 'rgbt'; expected 'rgbe', or use experiments/rgbt_sweep\.py"):
+        make_study(Sweep(config=tmp_path / "mine.json"), "rgbe")
+    assert make_study(Sweep(config=tmp_path / "mine.json"), "rgbt").base.data.modality == "rgbt"
+    (tmp_path / "rgb.json").write_text(json.dumps({"data.modality": "rgb"}))
+    with pytest.raises(ConfigError, match=r"rgb\.json: data\.modality is 'rgb'; expected 'rgbe'"):
+        make_study(Sweep(config=tmp_path / "rgb.json"), "rgbe")
 
 
 def test_full_fine_tuning_is_that_whatever_the_base_is(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def test_a_part_of_a_video_is_tracked_from_a_given_box(monkeypatch, tmp_path, fo
         (["--boxes", "a.csv"], "where is the target in frame 0"),
         (["--init", "1,2,3,4", "--boxes", "a.xml"], r"expected a name ending in \.txt, \.csv or \.json"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--start", "6"], "has 6 frames, from 0"),
+        (["--init", "1,2,3,4", "--boxes", "a.csv", "--fps", "0"], "--fps is 0; expected a positive rate"),
+        (["--init", "1,2,3,4", "--boxes", "a.csv", "--fps", "nan"], "--fps is nan; expected a positive rate"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--frames", "0"], "at least one frame"),
         (["--init", "900,2,3,4", "--boxes", "a.csv"], "outside the 346x260 frame"),
         (["--init", "1,2,3,4", "--boxes", "a.csv", "--weights", "large"], "no weights 'large'"),

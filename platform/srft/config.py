@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from srft.checks import ConfigError, check, check_kinds
 
 Schedule = Literal["power", "constant", "linear", "cosine", "exponential", "step", "adaptive"]
 TangentMode = Literal["penalty", "proximal", "projection"]
@@ -43,6 +44,7 @@ Preset = Literal["tiny", "small", "base", "base_384"]
 
 __all__ = [
     "LAYOUT",
+    "PUBLISHED_FRAMES",
     "BaselineConfig",
     "ConfigError",
     "DataConfig",
@@ -53,6 +55,8 @@ __all__ = [
     "to_flat",
 ]
 
+PUBLISHED_FRAMES = 20
+"""Fewest frames of a sequence that the published rule draws pairs from."""
 
 _BENCHMARKS: dict[Modality, tuple[str, ...]] = {
     "rgbe": ("fe108", "visevent", "coesot"),
@@ -60,15 +64,6 @@ _BENCHMARKS: dict[Modality, tuple[str, ...]] = {
     "rgbt": ("lasher", "rgbt234"),
     "rgb": ("got10k", "lasot"),
 }
-
-
-class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type or out of range; the message names key, value and remedy."""
-
-
-def _check(condition: bool, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key} is {value!r}; expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +82,8 @@ class TrackerConfig:
     """Recompute every block in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        _check(self.preset in get_args(Preset), "tracker.preset", self.preset, f"one of {get_args(Preset)}")
-        _check(0 <= self.drop_path < 1, "tracker.drop_path", self.drop_path, "0 to below 1")
+        check_kinds(self, "tracker.")
+        check(0 <= self.drop_path < 1, "tracker.drop_path", self.drop_path, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +115,8 @@ class DataConfig:
     train_world: int = -1
     """Seed of the world whose objects, backgrounds and motion the synthetic training sequences have; -1: ``world_seed``, as all others."""
     pool: int = 0
-    """Distinct pairs that training draws from, chosen by the run's seed: how much target data there is. 0: every pair of its sequences."""
+    """Pairs of frames that training draws from: how much target data there is. The run's seed draws each for itself, so that a few may be
+    the same. 0: every pair of its sequences."""
     max_gap: int = 24
     """Largest number of frames between template and search frame of a pair."""
     center_jitter: float = 3.0
@@ -141,11 +137,11 @@ class DataConfig:
     """Each training process draws from all sequences, or from its own share of whole sequences, for data that no node holds in full."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "data.")
         for name, root in (("benchmark", "root"), ("source_benchmark", "source_root")):
             benchmark, place = getattr(self, name), getattr(self, root)
-            _check(benchmark in get_args(Benchmark), f"data.{name}", benchmark, f"one of {get_args(Benchmark)[1:]}, or empty")
             fits = Path(place).is_absolute() or "://" in place if benchmark else not place
-            _check(
+            check(
                 fits,
                 f"data.{root}",
                 place,
@@ -154,20 +150,18 @@ class DataConfig:
         if self.modality != "rgb":
             modality = next((modality for modality, names in _BENCHMARKS.items() if self.benchmark in names), self.modality)
             object.__setattr__(self, "modality", modality)
-        _check(self.modality in get_args(Modality), "data.modality", self.modality, f"one of {get_args(Modality)}")
-        _check(self.world_seed >= 0, "data.world_seed", self.world_seed, "at least 0")
+        check(self.world_seed >= 0, "data.world_seed", self.world_seed, "at least 0")
         for name in ("train_sequences", "val_sequences", "test_sequences", "source_sequences"):
-            _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
-        _check(self.train_world >= -1, "data.train_world", self.train_world, "a seed of at least 0, or -1 for that of the world")
-        _check(self.pool >= 0, "data.pool", self.pool, "at least 0 pairs")
-        _check(self.length >= 8, "data.length", self.length, "at least 8 frames")
-        _check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
-        _check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
-        _check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
-        _check(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "at least 0")
-        chosen = {"pairs": PairRule, "augmentation": Augmentation, "decode": Decoding, "loader": Loader, "spread": Spread}
-        for name, choices in chosen.items():
-            _check(getattr(self, name) in get_args(choices), f"data.{name}", getattr(self, name), f"one of {get_args(choices)}")
+            check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        check(self.train_world >= -1, "data.train_world", self.train_world, "a seed of at least 0, or -1 for that of the world")
+        check(self.pool >= 0, "data.pool", self.pool, "at least 0 pairs")
+        check(self.length >= 8, "data.length", self.length, "at least 8 frames")
+        drawn = self.pairs == "near" or bool(self.benchmark) or self.length >= PUBLISHED_FRAMES
+        check(drawn, "data.length", self.length, f"at least {PUBLISHED_FRAMES} frames with data.pairs published")
+        check(self.max_gap >= 1, "data.max_gap", self.max_gap, "at least 1 frame")
+        check(self.center_jitter >= 0, "data.center_jitter", self.center_jitter, "at least 0")
+        check(self.scale_jitter >= 0, "data.scale_jitter", self.scale_jitter, "at least 0")
+        check(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +187,7 @@ class SRFTConfig:
     mode: TangentMode = "penalty"
     """How the tangent-space term acts on the step."""
     scale: PriorScale = "global"
-    """What makes eigenvalues dimensionless: the mean top eigenvalue of all operations, or each operation's own."""
+    """What makes eigenvalues dimensionless: the mean top eigenvalue of all operations, or each operation's own where it keeps one."""
     transfer: TransferSource = "adam"
     """Running mean of squared gradients: the optimizer's second moment, or the mean of this and the last step."""
     fisher: FisherType = "empirical"
@@ -219,32 +213,22 @@ class SRFTConfig:
     """Steps between two refreshes of the transfer statistics [R]."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.rank <= 1024, "srft.rank", self.rank, "0 to 1024")
-        _check(self.kappa > 0 and math.isfinite(self.kappa), "srft.kappa", self.kappa, "a positive number")
-        _check(0 <= self.prior_strength < math.inf, "srft.prior_strength", self.prior_strength, "at least 0")
-        _check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
+        check_kinds(self, "srft.")
+        check(0 <= self.rank <= 1024, "srft.rank", self.rank, "0 to 1024")
+        check(self.kappa > 0, "srft.kappa", self.kappa, "a positive number")
+        check(self.prior_strength >= 0, "srft.prior_strength", self.prior_strength, "at least 0")
+        check(0 <= self.damping_strength <= 1, "srft.damping_strength", self.damping_strength, "0 to 1")
         low, high = self.damping_range
-        _check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
+        check(0 <= low <= high <= 1, "srft.damping_range", self.damping_range, "0 <= m_min <= m_max <= 1")
+        known = self.scale == "global" or self.rank > 0 or not self.diagonal
+        check(known, "srft.scale", self.scale, "global with srft.rank 0: an operation's own scale is the largest eigenvalue that it keeps")
         moves = self.damped_rate == "reduced" or self.damping_strength * (low + high) < 2
-        _check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
-        _check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
-        _check(0 <= self.give_back < math.inf, "srft.give_back", self.give_back, "at least 0")
-        _check(self.give_back_sequences >= 0, "srft.give_back_sequences", self.give_back_sequences, "at least 0")
-        _check(0 <= self.aux_share < math.inf, "srft.aux_share", self.aux_share, "at least 0")
-        _check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
-        words = {
-            "schedule": Schedule,
-            "mode": TangentMode,
-            "scale": PriorScale,
-            "transfer": TransferSource,
-            "damped": Damped,
-            "damped_rate": DampedRate,
-            "give_back_by": ReturnBy,
-            "fisher": FisherType,
-            "estimator": PriorEstimator,
-        }
-        for name, choices in words.items():
-            _check(getattr(self, name) in get_args(choices), f"srft.{name}", getattr(self, name), f"one of {get_args(choices)}")
+        check(moves, "srft.damped_rate", self.damped_rate, "reduced where damping_strength and damping_range leave nothing of the rate")
+        check(self.fisher_samples >= 1, "srft.fisher_samples", self.fisher_samples, "at least 1")
+        check(self.give_back >= 0, "srft.give_back", self.give_back, "at least 0")
+        check(self.give_back_sequences >= 0, "srft.give_back_sequences", self.give_back_sequences, "at least 0")
+        check(self.aux_share >= 0, "srft.aux_share", self.aux_share, "at least 0")
+        check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +243,8 @@ class BaselineConfig:
     """After the optimizer's step, as AdamW's weight decay; otherwise inside the gradient."""
 
     def __post_init__(self) -> None:
-        _check(self.kind in get_args(Baseline), "baseline.kind", self.kind, f"one of {get_args(Baseline)}")
-        _check(0 <= self.strength < math.inf, "baseline.strength", self.strength, "at least 0")
+        check_kinds(self, "baseline.")
+        check(self.strength >= 0, "baseline.strength", self.strength, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,17 +281,15 @@ class OptimConfig:
     """Share of all steps over which the learning rate rises from zero."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.lr < 1, "optim.lr", self.lr, "between 0 and 1")
-        _check(self.rates in get_args(Rates), "optim.rates", self.rates, f"one of {get_args(Rates)}")
-        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
-        _check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "at least 0")
+        check_kinds(self, "optim.")
+        check(0 < self.lr < 1, "optim.lr", self.lr, "between 0 and 1")
+        check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        check(self.grad_clip >= 0, "optim.grad_clip", self.grad_clip, "at least 0")
         for name in ("batch_size", "epochs", "steps_per_epoch", "accumulate", "drop_epoch"):
-            _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "at least 1")
-        _check(self.lr_batch >= 0, "optim.lr_batch", self.lr_batch, "at least 0")
-        _check(self.precision in get_args(Precision), "optim.precision", self.precision, f"one of {get_args(Precision)}")
-        _check(0 <= self.ema < 1, "optim.ema", self.ema, "at least 0 and below 1")
-        _check(self.decay in get_args(RateDecay), "optim.decay", self.decay, f"one of {get_args(RateDecay)}")
-        _check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to 1")
+            check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "at least 1")
+        check(self.lr_batch >= 0, "optim.lr_batch", self.lr_batch, "at least 0")
+        check(0 <= self.ema < 1, "optim.ema", self.ema, "at least 0 and below 1")
+        check(0 <= self.warmup < 1, "optim.warmup", self.warmup, "0 to 1")
 
     @property
     def total_steps(self) -> int:
@@ -341,23 +323,30 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        _check(bool(self.name) and "/" not in self.name, "name", self.name, "a non-empty name without '/'")
-        _check(self.paradigm in get_args(Paradigm), "paradigm", self.paradigm, f"one of {get_args(Paradigm)}")
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
-        _check(self.workers >= 1, "workers", self.workers, "at least 1")
+        check_kinds(self, "")
+        check(bool(self.name) and "/" not in self.name, "name", self.name, "a non-empty name without '/'")
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
+        check(self.workers >= 1, "workers", self.workers, "at least 1")
         plain = self.baseline.kind == "none" or not self.paradigm.startswith("srft")
-        _check(plain, "baseline.kind", self.baseline.kind, f"none with paradigm {self.paradigm}: it is what SRFT is compared with")
+        check(plain, "baseline.kind", self.baseline.kind, f"none with paradigm {self.paradigm}: it is what SRFT is compared with")
         two_streams = self.data.modality != "rgb"
-        _check(self.optim.rates == "uniform" or two_streams, "optim.rates", self.optim.rates, "uniform for a single stream (modality rgb)")
-        _check(0 <= self.min_workers <= self.workers, "min_workers", self.min_workers, f"0 to workers ({self.workers})")
-        _check(self.strategy in get_args(Strategy), "strategy", self.strategy, f"one of {get_args(Strategy)}")
+        check(self.optim.rates == "uniform" or two_streams, "optim.rates", self.optim.rates, "uniform for a single stream (modality rgb)")
+        aux = self.paradigm.removeprefix("srft-") in ("aux", "prompt")
+        single = "full, head, bias, lora or adapter with data.modality rgb, a single stream"
+        check(two_streams or not aux, "paradigm", self.paradigm, single)
+        srft, regularized = self.srft, self.paradigm.startswith("srft")
+        estimated = self.baseline.kind == "ewc" or (regularized and (srft.rank > 0 or srft.diagonal or srft.give_back > 0))
+        shared = not estimated or srft.estimator == "kronecker" or srft.fisher_samples >= self.workers
+        expected = f"at least {self.workers}, one for each of workers, or srft.estimator kronecker"
+        check(shared, "srft.fisher_samples", srft.fisher_samples, expected)
+        check(0 <= self.min_workers <= self.workers, "min_workers", self.min_workers, f"0 to workers ({self.workers})")
         alone = self.strategy == "ddp" or self.baseline.kind == "none"
-        _check(alone, "strategy", self.strategy, f"ddp with baseline.kind {self.baseline.kind}, which holds copies of whole weights")
-        _check(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "at least 0")
+        check(alone, "strategy", self.strategy, f"ddp with baseline.kind {self.baseline.kind}, which holds copies of whole weights")
+        check(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "at least 0")
         for workers in range(self.min_workers or self.workers, self.workers + 1):
             parts = workers * self.optim.accumulate
             expected = f"a multiple of {parts}: {workers} workers with optim.accumulate {self.optim.accumulate}"
-            _check(self.optim.batch_size % parts == 0, "optim.batch_size", self.optim.batch_size, expected)
+            check(self.optim.batch_size % parts == 0, "optim.batch_size", self.optim.batch_size, expected)
 
     def digest(self) -> str:
         """Identity of the run's settings.

@@ -6,8 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from srft.checks import is_number, kinds_of
 from srft.config import BEFORE, ConfigError, TrainConfig, to_flat
 
 __all__ = ["from_flat", "load", "parse_settings", "recorded"]
@@ -35,7 +36,7 @@ def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, sou
 
     def build(current: Any, prefix: str) -> Any:
         changes: dict[str, Any] = {}
-        hints = get_type_hints(type(current))
+        kinds = kinds_of(type(current))
         for f in dataclasses.fields(current):
             key = f"{prefix}.{f.name}" if prefix else f.name
             value = getattr(current, f.name)
@@ -43,7 +44,7 @@ def from_flat(values: Mapping[str, Any], base: TrainConfig | None = None, *, sou
                 if any(k.startswith(f"{key}.") for k in values):
                     changes[f.name] = build(value, key)
             elif key in values:
-                changes[f.name] = _cast(key, values[key], hints[f.name])
+                changes[f.name] = _cast(values[key], kinds[f.name])
         return dataclasses.replace(current, **changes)
 
     try:
@@ -65,28 +66,14 @@ def recorded(values: Mapping[str, Any], *, source: str) -> TrainConfig:
     return from_flat({**BEFORE, **values}, source=source)
 
 
-def _cast(key: str, value: Any, kind: Any) -> Any:
-    def wrong(expected: str) -> ConfigError:
-        return ConfigError(f"{key} is {value!r} ({type(value).__name__}); expected {expected}")
-
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise wrong("true or false")
-        return value
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
-            raise wrong("a whole number")
+def _cast(value: Any, kind: Any) -> Any:
+    # JSON and searches have one kind of number, and lists; what is wrong is left as it is, and refused with its name.
+    if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong("a number")
+    if kind is float and is_number(value):
         return float(value)
-    if kind == tuple[float, float]:
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise wrong("two numbers")
-        return float(value[0]), float(value[1])
-    if not isinstance(value, str):
-        raise wrong("a word")
+    if kind == tuple[float, float] and isinstance(value, list | tuple):
+        return tuple(_cast(part, float) for part in value)
     return value
 
 

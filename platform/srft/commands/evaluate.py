@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,7 +53,8 @@ class Evaluate:
     batch: int = 16
     """Sequences in one forward pass."""
     workers: int = 1
-    """More than 1 are tasks of a Ray cluster: the one that RAY_ADDRESS names, or one that is started here."""
+    """More than 1 are tasks of a Ray cluster: the one that RAY_ADDRESS names, or one that is started here. They take its GPUs if it has
+    some."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -66,6 +67,10 @@ class Evaluate:
     """Leave the auxiliary modality out."""
 
 
+_SHIPPED = ("weights", "name", "device", "json", "pictures", "rgb_only")
+"""Options that the shipped recording goes by; the others are a benchmark's."""
+
+
 def run(command: Evaluate) -> None:
     """Track, score and print.
 
@@ -73,7 +78,8 @@ def run(command: Evaluate) -> None:
         command: the options.
 
     Raises:
-        ValueError: there are no weights, names are not one per weights or not different, or a benchmark comes without its folder.
+        ValueError: there are no weights, names are not one per weights or not different, a benchmark comes without its folder, or an
+            option is out of range or would do nothing.
     """
     if not command.weights:
         raise ValueError("no weights; expected the name of shipped weights, a file, or a checkpoint directory")
@@ -82,12 +88,38 @@ def run(command: Evaluate) -> None:
     names = [_name(command, i) for i in range(len(command.weights))]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two trackers are named {twice[0]}; give them different names with --name")
+    _check_options(command)
     if command.benchmark is None:
         _cars(command, names)
     elif command.root is None:
         raise ValueError(f"--benchmark {command.benchmark} without --root; give the folder that it was downloaded to")
     else:
         _benchmark(command, command.benchmark, command.root, names)
+
+
+def _check_options(command: Evaluate) -> None:
+    # An option as it is by default cannot be told from one that was left out, and does no harm.
+    for name in ("workers", "batch"):
+        if (value := getattr(command, name)) < 1:
+            raise ValueError(f"--{name} is {value}; expected at least 1")
+    changed = {f.name: getattr(command, f.name) for f in fields(command) if getattr(command, f.name) != f.default}
+    idle = {
+        "without --benchmark": changed.keys() - _SHIPPED if command.benchmark is None else (),
+        f"with --benchmark {command.benchmark}": ("pictures",) if command.benchmark is not None else (),
+        f"with --workers {command.workers}": ("device",) if command.workers > 1 else (),
+    }
+    for case, names in idle.items():
+        if given := [_as_typed(name, value) for name, value in changed.items() if name in names]:
+            verb, them = ("has", "it") if len(given) == 1 else ("have", "them")
+            remedy = "name one, or " if command.benchmark is None else ""
+            raise ValueError(f"{' '.join(given)} {verb} no effect {case}; {remedy}leave {them} out")
+
+
+def _as_typed(name: str, value: object) -> str:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _name(command: Evaluate, i: int) -> str:

@@ -78,7 +78,7 @@ def run(command: Events) -> None:
     from srft.data.events.convert import read_frame_times, summarize, write_windows
     from srft.files import write_json
 
-    if command.frames and command.fps:
+    if command.frames and command.fps is not None:
         raise ValueError("--frames and --fps both say when the frames are; give one")
     if sum(option is not None for option in (command.duration, command.count)) + (command.window != "auto") > 1:
         raise ValueError("--window, --duration and --count each say which events belong to a frame; give one")
@@ -92,7 +92,7 @@ def run(command: Events) -> None:
     times, exposures = np.empty(0, np.int64), None
     if command.frames:
         times, exposures = read_frame_times(command.frames)
-    elif command.fps:
+    elif command.fps is not None:
         times = windows.regular_times(summary.first, summary.last, command.fps)
     elif stream.format == aedat4.FORMAT:
         times, exposures = aedat4.frame_clock(stream.path)

@@ -71,17 +71,17 @@ def settings(command: Retrain, origin: TrainConfig) -> TrainConfig:
         The configuration. The learning rate is the origin's times the ratio of the batch sizes.
     """
     optim = origin.optim
-    share = -(-optim.batch_size // origin.workers)
+    batch = -(-optim.batch_size // origin.workers) * max(1, command.workers)  # Fewer workers are refused by their own name.
     values: dict[str, Any] = {
         "name": f"{origin.name.removesuffix('-retrained')}-retrained",
         "workers": command.workers,
         "min_workers": command.min_workers,
         "strategy": command.strategy,
-        "optim.epochs": command.epochs or 3 * optim.epochs,
-        "optim.batch_size": command.batch_size or share * command.workers,
+        "optim.epochs": 3 * optim.epochs if command.epochs is None else command.epochs,
+        "optim.batch_size": batch if command.batch_size is None else command.batch_size,
         "optim.lr_batch": optim.lr_batch or optim.batch_size,
     }
-    return parse_settings(command.set, from_flat(values, origin, source="the new scale"))
+    return parse_settings(command.set, from_flat(values, origin, source="--epochs, --batch-size, --workers, --min-workers, --strategy"))
 
 
 def run(command: Retrain) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -119,6 +120,8 @@ def run(command: Track) -> None:
         raise ValueError(f"--boxes is {command.boxes}; expected a name ending in .txt, .csv or .json")
     if command.start < 0 or (command.frames is not None and command.frames < 1):
         raise ValueError(f"--start {command.start} --frames {command.frames}; expected a first frame from 0 and at least one frame")
+    if command.fps is not None and not 0 < command.fps < math.inf:
+        raise ValueError(f"--fps is {command.fps:g}; expected a positive rate")
     given = parse_box(command.init) if command.init else None
 
     import contextlib

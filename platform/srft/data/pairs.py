@@ -126,7 +126,8 @@ class PairSampler:
     decode: Decoding = "exact"
     """How stored images become crops: the bytes of the whole frame's crop, or from reduced images where a crop shrinks them."""
     pool: int = 0
-    """Samples are of so many pairs of frames, drawn once from the seed, and differ in augmentation only; 0: of all pairs."""
+    """Samples are of so many pairs of frames and differ in augmentation only; 0: of all pairs. The seed draws each of them once and
+    independently of the others: some may be the same."""
 
     def __post_init__(self) -> None:
         if not self.sequences:

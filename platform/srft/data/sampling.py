@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from srft.config import PairRule
+from srft.config import PUBLISHED_FRAMES, PairRule
 from srft.data.sequence import Sequence
 
 __all__ = ["dealt", "draw_frames", "draw_sequence", "mixture", "unusable"]
 
-_PUBLISHED_FRAMES, _PUBLISHED_VISIBLE, _PUBLISHED_WIDENING = 20, 2 * (1 + 1) + 1, 5
+_PUBLISHED_VISIBLE, _PUBLISHED_WIDENING = 2 * (1 + 1) + 1, 5
 
 
 def unusable(sequence: Sequence, rule: PairRule, max_gap: int) -> str | None:
@@ -27,11 +27,11 @@ def unusable(sequence: Sequence, rule: PairRule, max_gap: int) -> str | None:
     """
     visible = int(np.count_nonzero(~sequence.absent))
     if rule == "published":
-        if visible >= _PUBLISHED_VISIBLE and len(sequence) >= _PUBLISHED_FRAMES:
+        if visible >= _PUBLISHED_VISIBLE and len(sequence) >= PUBLISHED_FRAMES:
             return None
         return (
             f"sequence {sequence.name} has {visible} visible of {len(sequence)} frames; the published rule needs at least "
-            f"{_PUBLISHED_VISIBLE} of {_PUBLISHED_FRAMES}: leave the sequence out or set data.pairs to near"
+            f"{_PUBLISHED_VISIBLE} of {PUBLISHED_FRAMES}: leave the sequence out or set data.pairs to near"
         )
     if (gap := sequence.shortest_gap) > max_gap:
         return (

@@ -86,13 +86,15 @@ def histogram_of(magnitudes: Tensor, name: str = "tensor") -> Histogram:
     Raises:
         ValueError: a value is negative, NaN or infinite.
     """
-    bits = local(magnitudes.detach()).to(torch.float32).reshape(-1).view(torch.int32) >> (23 - MANTISSA_BITS)
+    values = local(magnitudes.detach()).to(torch.float32).reshape(-1)
+    bits = values.view(torch.int32) >> (23 - MANTISSA_BITS)
     if len(bits) == 0:
         return Histogram.of_counts(np.zeros(0, np.int64))
     low, high = (int(extreme) for extreme in bits.aminmax())
-    # A float's sign is its highest bit; NaN and infinity lie above every finite float.
+    # The sign, also of a NaN, is the highest bit; NaN and infinity lie above every finite float.
     if low < 0 or high >= BINS:
-        bad, negative = int((bits >= BINS).sum()), int((bits < 0).sum())
+        finite = values.isfinite()
+        bad, negative = len(bits) - int(finite.sum()), int((finite & (bits < 0)).sum())
         raise ValueError(
             f"{name}: {bad} of {len(bits)} values are NaN or infinite and {negative} negative; expected finite magnitudes: "
             "lower the learning rate or clip gradients"
