@@ -56,6 +56,18 @@ def test_ray_would_notice(spoil: Any) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
+def test_a_jobs_python_is_the_environments(name: str) -> None:
+    """Ray runs a job's command with the PATH that it was started with."""
+    cluster = read(name)
+    for node in ("head", "worker"):
+        start = cluster[f"{node}_start_ray_commands"][-1]
+        path = re.search(r"PATH=(\S+):\$PATH (\S+)/ray start ", start)
+        assert path, start
+        assert path[1] == path[2] == "~/env/bin"
+        assert any(f"{path[1]}/python -c" in command for command in cluster["setup_commands"])
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
 def test_versions_are_those_of_the_project(name: str) -> None:
     setup = "\n".join(read(name)["setup_commands"])
     pins = re.findall(PINNED, setup)
