@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -75,6 +77,26 @@ def test_trials_are_children_with_flat_params(tmp_path: Path, store: str) -> Non
     parent = log.client.get_run(log.run_id)
     assert (parent.info.status, parent.data.params["num_samples"]) == ("FINISHED", "3")
     assert Path(parent.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
+
+
+def test_sigterm_outside_the_trials_ends_the_runs(tmp_path: Path, store: str) -> None:
+    """While sequences are rendered, or winners tested."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    logs = []
+
+    def study() -> None:
+        with open_study(tmp_path, "told", TRIALS, digest="d", uri=store) as log:
+            logs.append(log)
+            log.start_trial(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        study()
+    (log,) = logs
+    assert [run.info.status for run in children(log).values()] == ["KILLED"]
+    assert log.client.get_run(log.run_id).info.status == "KILLED"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def interrupted(out: Path, name: str, store: str, error: type[BaseException]) -> None:
@@ -240,8 +262,8 @@ def test_what_a_slow_store_has_not_taken_at_the_end_is_kept(tmp_path: Path, stor
         assert log.flush()
         send = log.client.log_artifact
         monkeypatch.setattr(log.client, "log_artifact", lambda *given: (go_on.wait(20), send(*given)))
-        monkeypatch.setattr(log, "flush", lambda timeout=0.0: False)
-        monkeypatch.setattr(log._thread, "join", lambda timeout=0.0: None)
+        monkeypatch.setattr(log._outbox, "flush", lambda timeout=0.0: False)
+        monkeypatch.setattr(log._outbox._thread, "join", lambda timeout=0.0: None)
         log.log_artifact(tmp_path / "plots.png", index=0)
         log.log_metrics({"test/success_auc": 0.7}, index=0)
         log.end_trial(0, "FINISHED")
@@ -249,7 +271,7 @@ def test_what_a_slow_store_has_not_taken_at_the_end_is_kept(tmp_path: Path, stor
     assert kept[-3:] == ["metrics", "end", "end"]
     monkeypatch.undo()
     go_on.set()
-    while log._thread.is_alive():
+    while log._outbox._thread.is_alive():
         time.sleep(0.05)
     lost = json.dumps({"do": "model", "trial": 0, "path": str(tmp_path / "epoch_0007")})  # its checkpoint is gone
     (tmp_path / "unsent.jsonl").write_text(lost + "\n" + (tmp_path / "unsent.jsonl").read_text())

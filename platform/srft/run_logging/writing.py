@@ -7,9 +7,7 @@ import itertools
 import json
 import logging
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +16,7 @@ from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import write_json
 from srft.run_logging.inputs import Load, dataset_inputs
 from srft.run_logging.logged_model import log_model, register_version
+from srft.run_logging.outbox import Outbox
 from srft.run_logging.store import (
     ATTEMPTS,
     LINK,
@@ -27,12 +26,12 @@ from srft.run_logging.store import (
     client_of,
     experiment_of,
     first_line,
-    is_temporary,
     source_tags,
     store_errors,
     store_uri,
     study_run,
 )
+from srft.signals import interruptible
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 RunState = Literal["FINISHED", "FAILED", "KILLED"]
 _UNSENT = "unsent.jsonl"
 _LOAD_SECONDS = 10.0
-_AT_ONCE, _METRICS = 200, 1000  # Entries taken at once; a request holds no more metrics.
+_METRICS = 1000  # A request holds no more.
 
 
 @contextlib.contextmanager
@@ -51,8 +50,9 @@ def open_study(
 ) -> Iterator[StudyLog]:
     """The log of one study, for as long as it runs.
 
-    A study that was logged from this output directory to this store before is taken up again. On the way out the study and every
-    trial still running become KILLED after Ctrl-C or SIGTERM, FAILED after another exception; without one the study is FINISHED.
+    A study that was logged from this output directory to this store before is taken up again. SIGTERM is a KeyboardInterrupt like Ctrl-C,
+    also between and after trials. On the way out the study and every trial still running become KILLED after either, FAILED after another
+    exception; without one the study is FINISHED.
 
     Args:
         out: output directory of the study.
@@ -81,13 +81,14 @@ def open_study(
             f"MLflow store {where}: {first_line(error)}; check the URI (--tracking-uri, MLFLOW_TRACKING_URI) and that its server runs"
         ) from None
     state: RunState = "FAILED"
-    try:
-        yield study_log
-        state = "FINISHED"
-    finally:
-        if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
-            state = "KILLED"
-        study_log.close(state)
+    with interruptible():
+        try:
+            yield study_log
+            state = "FINISHED"
+        finally:
+            if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
+                state = "KILLED"
+            study_log.close(state)
 
 
 class StudyLog:
@@ -107,7 +108,7 @@ class StudyLog:
             digest: of the study.
         """
         self.client, self.experiment_id, self.run_id, self.trials, self.digest = client, experiment_id, run_id, dict(trials), digest
-        self._spool = out / _UNSENT
+        self._out = out
         self._runs: dict[int, str] = {}
         self._newest: dict[int, int] = {}
         self._attempts: dict[int, int] = {}
@@ -120,13 +121,9 @@ class StudyLog:
             self._attempts[index] = int(run.data.tags.get(ATTEMPTS, 0))
             if run.info.status == "RUNNING":
                 self._open.add(index)
-        self._queue: deque[dict[str, Any]] = deque(_read_lines(self._spool))
-        self._open -= {entry["trial"] for entry in self._queue if entry["do"] == "end"}
-        self._changed = threading.Condition()
-        self._away = False
-        self._stop = False
-        self._thread = threading.Thread(target=self._write, name="run-logging", daemon=True)
-        self._thread.start()
+        self._outbox = Outbox(out / _UNSENT, self._apply, together=("epoch", "metrics"))
+        self._open -= {entry["trial"] for entry in self._outbox if entry["do"] == "end"}
+        self._outbox.start()
         self._started = client.get_run(run_id).info.start_time / 1000
         self._load = Load(self._log_load, _LOAD_SECONDS)
 
@@ -141,7 +138,7 @@ class StudyLog:
             self.trials.setdefault(index, config)
         self._attempts[index] = self._attempts.get(index, 0) + 1
         self._open.add(index)
-        self._put({"do": "start", "trial": index, "attempt": self._attempts[index]})
+        self._outbox.put({"do": "start", "trial": index, "attempt": self._attempts[index]})
 
     def log_epoch(self, index: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """A trial finished an epoch; one that was logged before is ignored, so a resumed trial leaves no duplicates.
@@ -151,7 +148,7 @@ class StudyLog:
             epoch: from 0; the step of its metrics.
             metrics: by name.
         """
-        self._put({"do": "epoch", "trial": index, "epoch": epoch, "metrics": dict(metrics), "time": int(time.time() * 1000)})
+        self._outbox.put({"do": "epoch", "trial": index, "epoch": epoch, "metrics": dict(metrics), "time": int(time.time() * 1000)})
 
     def end_trial(self, index: int, state: RunState, tags: Mapping[str, str] | None = None) -> None:
         """A trial ended.
@@ -162,7 +159,7 @@ class StudyLog:
             tags: set on its run.
         """
         self._open.discard(index)
-        self._put({"do": "end", "trial": index, "state": state, "tags": dict(tags or {})})
+        self._outbox.put({"do": "end", "trial": index, "state": state, "tags": dict(tags or {})})
 
     def log_metrics(self, metrics: Mapping[str, float], *, index: int | None = None) -> None:
         """Figures without an epoch, such as the test scores at the end.
@@ -171,7 +168,7 @@ class StudyLog:
             metrics: by name.
             index: of the trial; None for the study.
         """
-        self._put({"do": "metrics", "trial": index, "metrics": dict(metrics), "time": int(time.time() * 1000)})
+        self._outbox.put({"do": "metrics", "trial": index, "metrics": dict(metrics), "time": int(time.time() * 1000)})
 
     def set_tags(self, tags: Mapping[str, str], *, index: int | None = None) -> None:
         """Tags on a run.
@@ -180,7 +177,7 @@ class StudyLog:
             tags: by name.
             index: of the trial; None for the study.
         """
-        self._put({"do": "tags", "trial": index, "tags": dict(tags)})
+        self._outbox.put({"do": "tags", "trial": index, "tags": dict(tags)})
 
     def log_artifact(self, path: Path, *, index: int | None = None, folder: str = "") -> None:
         """Store a file, or all files of a directory.
@@ -190,7 +187,7 @@ class StudyLog:
             index: of the trial; None for the study.
             folder: inside the run's artifacts.
         """
-        self._put({"do": "artifact", "trial": index, "path": str(path.resolve()), "folder": folder})
+        self._outbox.put({"do": "artifact", "trial": index, "path": str(path.resolve()), "folder": folder})
 
     def log_checkpoint(self, path: Path, *, index: int) -> None:
         """Store a trial's checkpoint as a logged model, once.
@@ -199,7 +196,7 @@ class StudyLog:
             path: an ``epoch_*`` directory; must stay where it is until the log is closed.
             index: of the trial.
         """
-        self._put({"do": "model", "trial": index, "path": str(path.resolve())})
+        self._outbox.put({"do": "model", "trial": index, "path": str(path.resolve())})
 
     def register(self, index: int, model: str, *, score: float, timeout: float = 60.0) -> str | None:
         """Register a trial's newest logged model as a new version; the alias ``champion`` moves to it if its score is higher.
@@ -241,8 +238,7 @@ class StudyLog:
         Returns:
             Whether everything is.
         """
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._queue, timeout)
+        return self._outbox.flush(timeout)
 
     def close(self, state: RunState) -> None:
         """End the study's run, and those of trials that did not end; what cannot be sent in time is kept for the next start.
@@ -253,74 +249,14 @@ class StudyLog:
         self._load.close()
         for index in sorted(self._open):
             self.end_trial(index, "KILLED" if state != "FAILED" else "FAILED", {})
-        self._put({"do": "end", "trial": None, "state": state, "tags": {}})
-        if not self.flush():
-            log.warning(
-                "MLflow store away or slow: %d entries kept in %s; they are sent when the study is resumed", len(self._queue), self._spool
-            )
-        with self._changed:
-            self._stop = True
-            if self._queue:  # The store may be slow rather than away, and nothing of this kept yet.
-                self._keep()
-            self._changed.notify_all()
-        self._thread.join(timeout=30.0)
+        self._outbox.put({"do": "end", "trial": None, "state": state, "tags": {}})
+        self._outbox.close()
 
     def _log_load(self, values: Mapping[str, float]) -> None:
-        if not self._away:  # Not worth keeping.
+        if not self._outbox.away:  # Not worth keeping.
             now = time.time()
             step = int(now - self._started)
-            self._put({"do": "metrics", "trial": None, "metrics": dict(values), "time": int(now * 1000), "step": step})
-
-    def _put(self, entry: dict[str, Any]) -> None:
-        with self._changed:
-            self._queue.append(entry)
-            if self._away:
-                with self._spool.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-            self._changed.notify_all()
-
-    def _keep(self) -> None:
-        if self._queue:
-            self._spool.write_text("".join(json.dumps(entry) + "\n" for entry in self._queue))
-        else:
-            self._spool.unlink(missing_ok=True)
-
-    def _write(self) -> None:
-        errors, pause, alone = store_errors(), 1.0, 0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stop)
-                if self._stop:
-                    return
-                # A batch goes as one request for each run; should something in it be refused, one by one.
-                batch = itertools.takewhile(lambda entry: entry["do"] in ("epoch", "metrics"), self._queue)
-                entries = list(itertools.islice(batch, 1 if alone else _AT_ONCE)) or [self._queue[0]]
-            try:
-                self._apply(entries)
-            except errors as error:
-                if is_temporary(error):
-                    with self._changed:
-                        if not self._away:
-                            log.warning("MLflow store is away (%s); training goes on, entries wait in %s", first_line(error), self._spool)
-                        self._away = True
-                        self._keep()
-                        self._changed.wait_for(lambda: self._stop, pause)
-                    pause = min(2 * pause, 15.0)
-                    continue
-                if len(entries) > 1:
-                    alone = len(entries)
-                    continue
-                log.error("MLflow refused an entry, which is dropped: %s", first_line(error))
-            except ValueError as error:  # Of a kept entry, whose checkpoint is gone.
-                log.error("an entry cannot be logged any more and is dropped: %s", error)
-            pause, alone = 1.0, max(0, alone - 1)
-            with self._changed:
-                for _ in entries:
-                    self._queue.popleft()
-                if self._away or self._spool.exists():
-                    self._keep()
-                self._away = False
-                self._changed.notify_all()
+            self._outbox.put({"do": "metrics", "trial": None, "metrics": dict(values), "time": int(now * 1000), "step": step})
 
     def _apply(self, entries: list[dict[str, Any]]) -> None:
         # Figures, or one entry of another kind.
@@ -376,7 +312,7 @@ class StudyLog:
             # A request whose answer was lost may have made the run: look before making another.
             found = [run for run in children(self.client, self.experiment_id, self.run_id) if run.data.tags[TRIAL] == str(index)]
             self._runs[index] = found[0].info.run_id if found else self._make_run(index)
-            link = self._spool.parent / LINK  # So that they are found without asking the store.
+            link = self._out / LINK  # So that they are found without asking the store.
             write_json(link, json.loads(link.read_text()) | {"runs": self._runs})
         return self._runs[index]
 
@@ -393,15 +329,3 @@ class StudyLog:
 
 def _trial_of(entry: dict[str, Any]) -> int:
     return -1 if entry["trial"] is None else entry["trial"]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:  # The process died while writing it.
-            log.warning("%s: skipping a line that was cut short", path)
-    return entries

@@ -9,11 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,7 @@ from srft.search.queue import Queue
 from srft.search.record import TrialResult, claim, read_study, trial_directory
 from srft.search.study import Study
 from srft.search.watch import Progress, TrialLog, Watch
+from srft.signals import interruptible
 from srft.training import checkpoint
 from srft.training.cluster import capacity, check_resources, cluster, gpus
 from srft.training.distributed import Entry, train
@@ -74,7 +72,7 @@ def run_study(
     watch = Watch(study, directory, trial_log, on_progress, record.results)
     queue = Queue(study, directory, watch, record.generation)
     if queue:
-        with cluster(dashboard=study.base.workers > 1), _interruptible():
+        with cluster(dashboard=study.base.workers > 1), interruptible():
             sizes = study.base.workers, study.cpus_per_worker, study.gpus_per_worker
             concurrent = study.max_concurrent or min(study.size - len(watch.over), max(1, capacity(*sizes)))
             check_resources(study.base, concurrent, cpus_per_worker=study.cpus_per_worker, gpus_per_worker=study.gpus_per_worker)
@@ -224,21 +222,3 @@ def _tune_result(study: Study, record: dict[str, Any], *, replayed: bool) -> dic
         "metrics": record["metrics"],
         "replayed": replayed,
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM, as `ray job stop` sends it, ends the study like Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

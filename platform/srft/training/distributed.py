@@ -6,20 +6,19 @@ shares. Ray Train starts the workers and starts them again when one dies; each s
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.config import ConfigError, TrainConfig
+from srft.signals import politely
 from srft.training import checkpoint, home, sparsity_actor
 from srft.training.cluster import check_resources, gpus
 
@@ -105,7 +104,7 @@ def train(
         from srft.training.step import Worker
 
         home.claim(directory, config, resume=resume)
-        with _politely() as told:
+        with politely() as told:
             worker = Worker(told=lambda: "end" if told.is_set() else "")
             try:
                 return entry(config, directory=directory, worker=worker, on_epoch=_ending(config, until, report), resume=True)
@@ -213,7 +212,7 @@ def _train_with_ray(
     thread.start()
     give_up = math.inf
     try:
-        with _politely() as told:
+        with politely() as told:
             while True:
                 running = thread.is_alive()
                 if told.is_set() and give_up == math.inf:
@@ -260,28 +259,6 @@ def _ending(config: TrainConfig, until: int, on_epoch: Callable[[EpochReport], N
             raise _Enough(report)
 
     return call
-
-
-@contextlib.contextmanager
-def _politely() -> Iterator[threading.Event]:
-    # SIGTERM and SIGINT set an event, the second time they interrupt; outside the main thread they are left alone.
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def tell(signum: int, frame: Any) -> None:
-        if told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-        log.warning("saving a checkpoint, then ending; once more to end at once")
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _worker_loop(setup: dict[str, Any]) -> EpochReport | BaseException:
