@@ -49,6 +49,8 @@ def test_settings_come_back_from_text_and_grow_with_the_workers() -> None:
     assert (config.optim.epochs, config.workers, config.strategy, config.optim.grad_clip) == (7, 2, "fsdp2", 2.0)
     assert (config.optim.batch_size, config.optim.lr_batch, config.optim.lr) == (8, 4, 2e-4)  # the rate is doubled when it trains
     assert config.data == BEST.data
+    parts = from_flat({"optim.accumulate": 2}, BEST)
+    assert settings(Retrain(workers=3, batch_size=9, set=("optim.accumulate=1",)), parts).optim.batch_size == 9
     again = settings(Retrain(workers=4, batch_size=16), config)
     assert (again.optim.batch_size, again.optim.lr_batch, again.optim.epochs, again.name) == (16, 4, 21, config.name)
 
