@@ -67,6 +67,13 @@ def test_the_setting_that_matters_is_found():
     assert importance([result(i, {"srft.rank": i}, 0.5) for i in range(9)], "val/success_auc") == []
 
 
+def test_one_drawn_trial_has_all_its_settings():
+    one = result(1, {"srft.rank": 4, "optim.lr": 0.1, "seed": 3}, 0.5)
+    assert varied([result(0, {"paradigm": "full"}, 0.5, fixed=True), one]) == ["optim.lr", "srft.rank"]
+    assert varied([result(0, {"paradigm": "full"}, 0.5, fixed=True)]) == []
+    assert varied([one, result(2, {"srft.rank": 8, "optim.lr": 0.1, "seed": 4}, 0.5)]) == ["srft.rank"]
+
+
 def test_of_two_measures_the_best_compromise_is_chosen():
     found = [result(0, {}, 0.2, 0.6, kept=0.3), result(1, {}, 0.5, kept=0.9), result(2, {}, 0.55, kept=0.1), result(3, {})]
     assert best(found).trial.index == 0
