@@ -124,6 +124,20 @@ def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
         read_study(study / "plots")
 
 
+@pytest.mark.parametrize(("store", "why"), [("sqlite:///{}/mlflow.db", "no such database"), ("http://127.0.0.1:9", "127.0.0.1:9")])
+def test_a_study_whose_store_is_away_is_shown_without_its_page(study, monkeypatch, capsys, store, why):
+    store = store.format(study)
+    (study / "mlflow.json").write_text(json.dumps({"store": store, "experiment_id": "1", "run_id": "0"}))
+    monkeypatch.setattr("sys.argv", ["srft", "study", str(study), "--json", str(study / "s.json")])
+    main()
+    printed = capsys.readouterr().out.splitlines()
+    assert "9 of 10 trials ended" in printed[0]
+    assert printed[-1].startswith(f"compare      MLflow store {store} is away: ")
+    assert why in printed[-1]
+    assert len(json.loads((study / "s.json").read_text())["trials"]) == 10
+    assert not list(study.glob("mlflow.db*"))  # Looking makes no database.
+
+
 def test_three_hundred_trials_are_compared_in_seconds(study, tmp_path):
     """Processor time, since others may be at work; tests/benchmarks/search_cost.py measures the clock, with MLflow runs."""
     large = Study(name="l", base=TrainConfig(), space=srft_space(), num_samples=300)
