@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,25 @@ def sparsity_curves(run: Path) -> tuple[list[int], dict[str, list[float]]]:
     return [record["step"] for record in history], curves
 
 
+def draw_sparsity(axes: Axes, run: Path) -> None:
+    """Draw the curves of :func:`sparsity_curves`, or say that there are none.
+
+    Args:
+        axes: to draw in.
+        run: its directory.
+    """
+    steps, curves = sparsity_curves(run)
+    for operation, values in curves.items():
+        axes.plot(steps, values, marker="o", ms=3, label=OPERATIONS[operation])
+    axes.set(title="sparsity of the gradients", xlabel="step", ylabel="Hoyer's measure")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(fontsize=7, ncols=2)
+    else:
+        why = "regularized runs measure them every srft.refresh steps"
+        print(f"{run}: no statistics of gradients, so the picture has no sparsity; {why}")
+
+
 def _newest(run: Path) -> tuple[checkpoint.Checkpoint, TrainConfig]:
     newest = checkpoint.latest(run)
     if newest is None:
@@ -291,13 +311,8 @@ def of_runs(given: Figures, full: Path, srft: Path) -> None:
     save_figure(figure, given.results / "figure_prior.png")
     figure = Figure(figsize=(13.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    steps, curves = sparsity_curves(srft)
     _map(left, transfer_sensitivity(srft), f"transfer sensitivity after {saved.meta.step} steps")
-    for operation, values in curves.items():
-        right.plot(steps, values, marker="o", ms=3, label=OPERATIONS[operation])
-    right.set(title="sparsity of the gradients", xlabel="step", ylabel="Hoyer's measure")
-    right.grid(alpha=0.3)
-    right.legend(fontsize=7, ncols=2)
+    draw_sparsity(right, srft)
     save_figure(figure, given.results / "figure_transfer.png")
     _draw_surfaces(given, (full, srft), config, cache)
 
@@ -322,4 +337,7 @@ def main(given: Figures) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Figures, description=__doc__))
+    try:
+        main(tyro.cli(Figures, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -5,6 +5,7 @@ uv run experiments/paradigms_report.py outputs/paradigms --results experiments/r
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -293,4 +294,7 @@ def main(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Report, description=__doc__))
+    try:
+        main(tyro.cli(Report, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -226,7 +226,7 @@ def prepare(base: TrainConfig, cache: Path) -> None:
 
 
 def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLog, uri: str | None) -> None:
-    """Test the winner beside the baseline and the untuned tracker; print, write and log what came out.
+    """Test the winner beside the best baseline, if one finished an epoch, and the untuned tracker; print, write and log what came out.
 
     Args:
         study: the study.
@@ -251,10 +251,13 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     from srft.training.step import tuned_tracker
 
     baselines = len(study.fixed) - 1
-    chosen = {
-        "FFT": best([r for r in found if r.trial.index < baselines]),
-        "SRFT": best([r for r in found if r.trial.index >= baselines], study.metric, study.second),
-    }
+    chosen: dict[str, TrialResult] = {}
+    missing = ""
+    try:
+        chosen["FFT"] = best([r for r in found if r.trial.index < baselines])
+    except ValueError as error:  # A winner is one without a baseline, too.
+        missing = f"\nThe baseline is missing, full fine-tuning: {error}\n"
+    chosen["SRFT"] = best([r for r in found if r.trial.index >= baselines], study.metric, study.second)
     networks = {
         "RGB tracker": load_tracker(study.base.tracker.pretrained),
         "two streams, untuned": load_tracker(study.base.tracker.pretrained, streams=2),
@@ -277,7 +280,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     board = {"study": study.name, "digest": study.digest(), "trackers": rows, "trials": [trial_row(result) for result in found]}
     write_json(out / "leaderboard.json", board)
     write_json(out / "best.json", to_flat(chosen["SRFT"].trial.config))
-    text = leaderboard(rows, found)
+    text = leaderboard(rows, found) + missing
     write_text(out / "leaderboard.md", text)
 
     pictures = out / "pictures"
@@ -285,7 +288,7 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     for test in sets:
         slug = test.name.replace(" ", "_")
         success_plot({name: e.measures[test.name] for name, e in evaluations.items()}, pictures / f"success_{slug}.png", title=test.name)
-        shown = {name: evaluations[name] for name in ("two streams, untuned", "FFT", "SRFT")}
+        shown = {name: evaluations[name] for name in ("two streams, untuned", *chosen)}
         picked = int(evaluations["SRFT"].measures[test.name].per_sequence.argsort()[len(test.sequences) // 2])
         tracked = {name: e.trajectories[test.name][picked].boxes for name, e in shown.items()}
         picture_strip(test.sequences[picked], tracked, pictures / f"strip_{slug}.png")

@@ -67,6 +67,13 @@ def test_the_setting_that_matters_is_found():
     assert importance([result(i, {"srft.rank": i}, 0.5) for i in range(9)], "val/success_auc") == []
 
 
+def test_one_drawn_trial_has_all_its_settings():
+    one = result(1, {"srft.rank": 4, "optim.lr": 0.1, "seed": 3}, 0.5)
+    assert varied([result(0, {"paradigm": "full"}, 0.5, fixed=True), one]) == ["optim.lr", "srft.rank"]
+    assert varied([result(0, {"paradigm": "full"}, 0.5, fixed=True)]) == []
+    assert varied([one, result(2, {"srft.rank": 8, "optim.lr": 0.1, "seed": 4}, 0.5)]) == ["srft.rank"]
+
+
 def test_of_two_measures_the_best_compromise_is_chosen():
     found = [result(0, {}, 0.2, 0.6, kept=0.3), result(1, {}, 0.5, kept=0.9), result(2, {}, 0.55, kept=0.1), result(3, {})]
     assert best(found).trial.index == 0
@@ -115,6 +122,20 @@ def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
     assert board["importance"][0]["key"] == "optim.lr"
     with pytest.raises(ConfigError, match="no study"):
         read_study(study / "plots")
+
+
+@pytest.mark.parametrize(("store", "why"), [("sqlite:///{}/mlflow.db", "no such database"), ("http://127.0.0.1:9", "127.0.0.1:9")])
+def test_a_study_whose_store_is_away_is_shown_without_its_page(study, monkeypatch, capsys, store, why):
+    store = store.format(study)
+    (study / "mlflow.json").write_text(json.dumps({"store": store, "experiment_id": "1", "run_id": "0"}))
+    monkeypatch.setattr("sys.argv", ["srft", "study", str(study), "--json", str(study / "s.json")])
+    main()
+    printed = capsys.readouterr().out.splitlines()
+    assert "9 of 10 trials ended" in printed[0]
+    assert printed[-1].startswith(f"compare      MLflow store {store} is away: ")
+    assert why in printed[-1]
+    assert len(json.loads((study / "s.json").read_text())["trials"]) == 10
+    assert not list(study.glob("mlflow.db*"))  # Looking makes no database.
 
 
 def test_three_hundred_trials_are_compared_in_seconds(study, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srft.commands.train import Train, settings
 from srft.config import ConfigError, DataConfig, OptimConfig, SRFTConfig, TrackerConfig, TrainConfig, to_flat
 from srft.settings import from_flat, load
 
@@ -115,6 +116,19 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
         load(bad)
     bad.write_text(json.dumps({"optim.lr": 1e-3}))
     assert load(bad).optim.lr == 1e-3
+
+
+def test_options_and_settings_of_a_command_are_checked_together():
+    config = settings(Train(workers=3, set=("optim.batch_size=12", "optim.lr=2e-4")))
+    assert (config.workers, config.optim.batch_size, config.optim.lr) == (3, 12, 2e-4)
+    config = settings(Train(workers=4, strategy="fsdp2", set=("optim.batch_size=24", "optim.accumulate=3")))
+    assert (config.workers, config.strategy, config.optim.accumulate) == (4, "fsdp2", 3)
+    assert settings(Train(workers=2, set=("workers=4",))).workers == 4
+    assert settings(Train()) == TrainConfig()
+    with pytest.raises(ConfigError, match=r"^--workers, --strategy, --set: .*batch_size is 12"):
+        settings(Train(workers=5, set=("optim.batch_size=12",)))
+    with pytest.raises(ConfigError, match=r"^--set 'optim.lr' has no '='"):
+        settings(Train(set=("optim.lr",)))
 
 
 LAYOUT = {

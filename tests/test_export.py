@@ -119,5 +119,5 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
         export(load_tracker("tiny_rgb"), tmp_path / "tiny.engine")
     find = exporting.importlib.util.find_spec
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
-    with pytest.raises(ValueError, match=r"onnxscript not installed: pip install 'srft\[export\]'"):
+    with pytest.raises(ValueError, match=r"onnxscript not installed: run uv sync --extra export"):
         export(load_tracker("tiny_rgb"), tmp_path / "tiny.onnx")

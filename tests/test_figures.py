@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from figures import OPERATIONS, Figures, by_place, main, surface, transfer_sensitivity
+from figures import OPERATIONS, Figures, by_place, draw_sparsity, main, surface, transfer_sensitivity
 from srft.config import DataConfig, OptimConfig, SRFTConfig, TrainConfig
 from srft.data.pairs import RawBatch, normalized
 from srft.model.losses import tracking_loss
 from srft.model.tracker import MultiModalTracker
+from srft.training import checkpoint
 from srft.training.step import run
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_operations_find_their_places() -> None:
@@ -50,6 +57,27 @@ def test_schedules_are_drawn_and_one_run_alone_is_an_error(tmp_path: Path) -> No
     assert (tmp_path / "schedules.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="give both runs"):
         main(Figures(out=tmp_path, full=tmp_path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_statistics_is_said_to_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = Figure()
+    for name, measured in (("none", {}), ("some", {f"sparsity/hoyer/blocks_rgb.0.{operation}": 0.5 for operation in OPERATIONS})):
+        progress = checkpoint.Progress(epoch=0, step=4, metrics={"val/success_auc": 0.5, **measured})
+        checkpoint.begin(tmp_path / name, progress)
+        checkpoint.commit(tmp_path / name, progress, config=TrainConfig(), weights={}, state={})
+        axes = figure.subplots()
+        draw_sparsity(axes, tmp_path / name)
+        assert (len(axes.lines), axes.get_legend() is None) == ((0, True) if name == "none" else (len(OPERATIONS), False))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{tmp_path / 'none'}: no statistics of gradients")
+
+
+def test_one_run_alone_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "experiments/figures.py", "--out", str(tmp_path), "--full", "x"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "platform"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: --full is x and --srft is None; give both runs, or neither for the schedules alone\n"
 
 
 @pytest.mark.long

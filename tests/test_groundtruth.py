@@ -48,6 +48,14 @@ def test_official_layouts(dataset, captures, tmp_path):
         assert (truth.anchors is not None) == (dataset == "vot-rgbd2022")
 
 
+@pytest.mark.parametrize("dataset", ["visevent", "coesot", "lasher"])
+def test_the_folder_of_a_whole_data_set_is_its_test_part(dataset, tmp_path):
+    train, test = (record(f"target-{split}", 0, seed=7, length=2, modality=LAYOUTS[dataset].modality) for split in ("train", "test"))
+    write_native(dataset, tmp_path, [train], split="train")
+    (folder,) = write_native(dataset, tmp_path, [test])
+    assert read_groundtruth(Files(tmp_path), find_protocol(dataset)).keys() == {folder.name}
+
+
 def agree(truths, annotations):
     """What scores and what trains is read by two readers: generic and fast for any folder, by layout and strict for known ones."""
     assert truths.keys() == annotations.keys()

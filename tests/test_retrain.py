@@ -49,6 +49,8 @@ def test_settings_come_back_from_text_and_grow_with_the_workers() -> None:
     assert (config.optim.epochs, config.workers, config.strategy, config.optim.grad_clip) == (7, 2, "fsdp2", 2.0)
     assert (config.optim.batch_size, config.optim.lr_batch, config.optim.lr) == (8, 4, 2e-4)  # the rate is doubled when it trains
     assert config.data == BEST.data
+    parts = from_flat({"optim.accumulate": 2}, BEST)
+    assert settings(Retrain(workers=3, batch_size=9, set=("optim.accumulate=1",)), parts).optim.batch_size == 9
     again = settings(Retrain(workers=4, batch_size=16), config)
     assert (again.optim.batch_size, again.optim.lr_batch, again.optim.epochs, again.name) == (16, 4, 21, config.name)
 
@@ -67,7 +69,7 @@ def test_no_epochs_are_not_three_times_as_many(command: Retrain, message: str) -
         settings(command, BEST)
 
 
-def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
+def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_origin(study=str(study), trial=1).config == OTHER
     with pytest.raises(ConfigError, match=r"logged trials \[0, 1\]"):
         find_origin(study=str(study), trial=2)
@@ -81,6 +83,10 @@ def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
     for model, word in (("srft-rgbe", "expected models:/"), ("models:/none@champion", "none")):
         with pytest.raises(ConfigError, match=word):
             find_origin(model=model, uri=store)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"no such database; .*--tracking-uri sqlite:////…/mlflow\.db of the study's directory"):
+        find_origin(model="models:/srft-rgbe@champion", out=tmp_path)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="is a study's"):
         find_origin(run=json.loads((study / "mlflow.json").read_text())["run_id"], uri=store)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -14,10 +15,11 @@ from leaderboard import describe, leaderboard, row, trial_row
 from srft.config import ConfigError, SRFTConfig, to_flat
 from srft.evaluation.test_sets import test_sets
 from srft.search.draw import Observation, propose
-from srft.search.record import TrialResult, claim
+from srft.search.record import TrialResult, claim, read_study, record_end, trial_directory
 from srft.search.space import srft_space
 from srft.settings import from_flat
-from sweep import Sweep, make_study, test_metrics
+from srft.training.step import run as train
+from sweep import Sweep, make_study, report, test_metrics
 from tests.conftest import RayCluster
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -227,6 +229,30 @@ def test_leaderboard_sorts_trials_and_shows_every_test_set(tmp_path: Path) -> No
     assert metrics_of(rows, "SRFT")["test/roads/precision_20"] == 1.0
     assert json.loads(json.dumps(trial_row(found[2])))["error"] == "out of memory"
     assert describe(trials[0].config).startswith("FFT lr=3.0e-04")
+
+
+@pytest.mark.slow
+def test_without_a_finished_baseline_the_report_is_of_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"data.train_sequences": 2, "data.val_sequences": 1, "data.test_sequences": 1, "data.source_sequences": 1, "data.length": 8}
+    small |= {"data.max_gap": 4, "optim.steps_per_epoch": 2, "optim.batch_size": 4, "srft.fisher_samples": 8}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    out = tmp_path / "out"
+    study = make_study(Sweep(quick=True, epochs=1, config=tmp_path / "small.json"), "rgbd")
+    claim(study, out, resume=False)
+    baseline, default, _ = study.trials()
+    record_end(trial_directory(out, baseline), "failed", seconds=1.0, error="out of memory")
+    train(default.config, cache=out / "cache", directory=trial_directory(out, default))
+    record_end(trial_directory(out, default), "finished", seconds=1.0)
+    log = MagicMock()
+    log.register.return_value = None
+    report(study, read_study(out).results, out, log, None)
+    board = json.loads((out / "leaderboard.json").read_text())
+    assert [r["tracker"] for r in board["trackers"]] == ["RGB tracker", "two streams, untuned", "SRFT"]
+    missing = "The baseline is missing, full fine-tuning: none of the 1 trials finished an epoch; errors: out of memory"
+    assert missing in capsys.readouterr().out
+    assert missing in (out / "leaderboard.md").read_text()
+    assert {p.name for p in (out / "pictures").glob("strip_*")} == {"strip_synthetic_test.png", "strip_source_RGB_only.png"}
+    assert [call.args for call in log.set_tags.call_args_list] == [({"srft.chosen": "SRFT"},)]
 
 
 @pytest.mark.ray

@@ -77,18 +77,17 @@ def _cast(value: Any, kind: Any) -> Any:
     return value
 
 
-def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
-    """Replace settings of a run.
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of a command line.
 
     Args:
         settings: ``key=value``; values are JSON, or words.
-        base: the run.
 
     Returns:
-        The changed run.
+        Dotted keys and their values, not yet checked: :func:`from_flat` does that, of these and of other options together.
 
     Raises:
-        ConfigError: a setting has no ``=``, an unknown key or a value out of range.
+        ConfigError: a setting has no ``=``.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -99,7 +98,7 @@ def parse_settings(settings: tuple[str, ...], base: TrainConfig) -> TrainConfig:
             values[key] = json.loads(text)
         except json.JSONDecodeError:
             values[key] = text
-    return from_flat(values, base, source="--set")
+    return values
 
 
 def load(path: str | Path, base: TrainConfig | None = None) -> TrainConfig:

@@ -55,6 +55,7 @@ def run(command: Pack) -> None:
     from tqdm import tqdm
 
     from srft.data.packing import pack
+    from srft.data.shards import local_folder
 
     with tqdm(desc=command.benchmark, unit="frame", disable=None) as bar:
 
@@ -81,4 +82,4 @@ def run(command: Pack) -> None:
         shards = [shard for shard in manifest.shards if shard.split == split]
         sequences, frames, size = (sum(getattr(shard, key) for shard in shards) for key in ("sequences", "frames", "bytes"))
         print(f"{split:<8}  {sequences} sequences, {frames} frames, {size / 2**20:.1f} MiB in {len(shards)} shards")
-    print(f"{command.out}: train with data.benchmark={command.benchmark} data.root={command.out}")
+    print(f"{command.out}: train with data.benchmark={command.benchmark} data.root={local_folder(command.out) or command.out}")

@@ -81,7 +81,8 @@ def settings(command: Retrain, origin: TrainConfig) -> TrainConfig:
         "optim.batch_size": batch if command.batch_size is None else command.batch_size,
         "optim.lr_batch": optim.lr_batch or optim.batch_size,
     }
-    return parse_settings(command.set, from_flat(values, origin, source="--epochs, --batch-size, --workers, --min-workers, --strategy"))
+    source = "--epochs, --batch-size, --workers, --min-workers, --strategy, --set"
+    return from_flat(values | parse_settings(command.set), origin, source=source)
 
 
 def run(command: Retrain) -> None:

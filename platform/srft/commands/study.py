@@ -78,10 +78,15 @@ def run(command: Study) -> None:
     else:
         print(f"\nimportances need {FEWEST} drawn trials that differ and finished an epoch")
     if (command.study / "mlflow.json").exists():
+        from srft.config import ConfigError
         from srft.run_logging import compare_address
 
         best = [r.trial.index for r in ranked[: min(command.top, 10)] if not math.isnan(r.score)]
-        print(f"\ncompare      {compare_address(command.study, best, port=command.port)}")
+        try:
+            page = compare_address(command.study, best, port=command.port)
+        except ConfigError as error:  # What is in the directory is shown all the same.
+            page = str(error)
+        print(f"\ncompare      {page}")
     if command.plots or command.log:
         from srft.search.charts import draw
 

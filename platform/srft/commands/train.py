@@ -35,16 +35,28 @@ class Train:
     """Go on from the newest valid checkpoint in --out."""
 
 
+def settings(command: Train) -> TrainConfig:
+    """The run: what --config says, and what replaces it.
+
+    Args:
+        command: the options.
+
+    Returns:
+        The configuration.
+    """
+    config = load(command.config) if command.config else TrainConfig()
+    layout = {"workers": command.workers, "strategy": command.strategy}
+    values = {key: value for key, value in layout.items() if value is not None} | parse_settings(command.set)
+    return from_flat(values, config, source="--workers, --strategy, --set")
+
+
 def run(command: Train) -> None:
     """Train and print the best checkpoint.
 
     Args:
         command: the options.
     """
-    config = load(command.config) if command.config else TrainConfig()
-    layout = {"workers": command.workers, "strategy": command.strategy}
-    config = from_flat({key: value for key, value in layout.items() if value is not None}, config, source="--workers, --strategy")
-    config = parse_settings(command.set, config)
+    config = settings(command)
 
     from srft.training import checkpoint, step
     from srft.training.cluster import cluster

@@ -27,7 +27,7 @@ from srft.evaluation.results import Files, parse_columns, to_ltwh
 __all__ = ["Truth", "find_groundtruth", "read_groundtruth"]
 
 _BOXES = (("visible.txt", "infrared.txt"), ("groundtruth.txt",), ("groundtruth_rect.txt",), ("visible.txt",), ("init.txt",))
-_LISTS = ("list.txt", "testlist.txt", "lashertest.txt", "SequencesName.txt")
+_LISTS = ("list.txt", "testlist.txt", "testingsetList.txt", "lashertest.txt", "SequencesName.txt")
 _PRESENT = ("absent.txt", "absent_label.txt")
 
 

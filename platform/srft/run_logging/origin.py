@@ -68,17 +68,17 @@ def find_origin(
         raise ConfigError("--trial is a number within a study: give --study, too, or --run alone")
     about = linked(study) if study else {}
     where = uri or about.get("store") or store_uri(out)
-    client = client_of(where)
     try:
+        client = client_of(where, make=False)
         if study:
             found = _chosen(client, about.get("run_id", study), study, trial)
         else:
             found = client.get_run(run or _run_of_model(client, model))
         parent = client.get_run(found.data.tags[PARENT]) if PARENT in found.data.tags else found
     except store_errors() as error:
-        raise ConfigError(
-            f"{study or run or model} in MLflow store {where}: {first_line(error)}; check both (--tracking-uri, MLFLOW_TRACKING_URI)"
-        ) from None
+        other = "give the store that has it, such as --tracking-uri sqlite:////…/mlflow.db of the study's directory"
+        remedy = "check both" if uri or about else other
+        raise ConfigError(f"{study or run or model} in MLflow store {where}: {first_line(error)}; {remedy}") from None
     if found.data.tags.get("srft.role") == "study":
         raise ConfigError(f"run {found.info.run_id} is a study's; give it as --study, or the run of one of its trials")
     place = Path(parent.data.tags.get(DIRECTORY, str(study if about else "")) or "-")

@@ -21,15 +21,21 @@ def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> 
         port: of a UI on this machine; a tracking server's own address is used where the study has one.
 
     Returns:
-        The address; the compare page of no runs if the store is away.
+        The address.
+
+    Raises:
+        ConfigError: not all runs are known without the store, and that is away.
     """
     from urllib.parse import quote
 
     link = json.loads((directory / LINK).read_text())
     found: dict[str, str] = link.get("runs", {})
     if not found.keys() >= {str(index) for index in trials}:
-        client = client_of(link["store"])
-        found = {run.data.tags[TRIAL]: run.info.run_id for run in children(client, link["experiment_id"], link["run_id"])}
+        try:
+            known = children(client_of(link["store"], make=False), link["experiment_id"], link["run_id"])
+        except store_errors() as error:
+            raise ConfigError(f"MLflow store {link['store']} is away: {first_line(error)}") from None
+        found = {run.data.tags[TRIAL]: run.info.run_id for run in known}
     runs = [found[str(index)] for index in trials if str(index) in found]
     compact = lambda value: quote(json.dumps(value, separators=(",", ":")))
     host = link["store"].rstrip("/") if link["store"].startswith(("http://", "https://")) else f"http://127.0.0.1:{port}"
@@ -51,7 +57,7 @@ def log_pictures(directory: Path, folder: Path) -> None:
         raise ConfigError(f"{directory} holds no logged study ({LINK} is missing); its plots are in {folder}")
     about = json.loads(link.read_text())
     try:
-        client_of(about["store"]).log_artifacts(about["run_id"], str(folder), "pictures")
+        client_of(about["store"], make=False).log_artifacts(about["run_id"], str(folder), "pictures")
     except store_errors() as error:
         raise ConfigError(f"MLflow store {about['store']}: {first_line(error)}; the plots are in {folder}") from None
 

@@ -65,30 +65,35 @@ def ui_command(out: Path, uri: str | None = None) -> str:
     return f"open {where}" if where.startswith(("http://", "https://")) else f"uv run mlflow ui --backend-store-uri {where}"
 
 
-def client_of(uri: str) -> MlflowClient:
+def client_of(uri: str, *, make: bool = True) -> MlflowClient:
     """A client of a store; of processes that open a new database at once, one makes its tables and the others wait.
 
     Args:
         uri: MLflow tracking URI.
+        make: a database that is not there; for who only reads, that is an error.
 
     Returns:
         The client.
 
     Raises:
         ConfigError: the URI holds a password, which would end up in files and messages.
+        FileNotFoundError: there is no such database, and none is made.
     """
     if urlsplit(uri).password:
         raise ConfigError(
             f"MLflow store {urlsplit(uri).scheme}://…@{urlsplit(uri).hostname}: the URI holds a password; leave it out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a server) or PGPASSWORD or the like (a database)"
         )
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database and not make and not database.exists():
+        raise FileNotFoundError("no such database")
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with _turn(Path(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else contextlib.nullcontext():
+    with _turn(database) if database else contextlib.nullcontext():
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -36,7 +36,7 @@ def plasticity_and_stability(result: TrialResult, metric: str, stability: str = 
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:
-    """Settings in which drawn trials differ, but for their seeds.
+    """Settings in which drawn trials differ, or all that were drawn if there is one trial alone; but for seeds.
 
     Args:
         found: of a study.
@@ -45,7 +45,9 @@ def varied(found: Sequence[TrialResult]) -> list[str]:
         Dotted keys, sorted.
     """
     points = [result.trial.point for result in found if not result.trial.fixed]
-    return sorted({key for point in points for key in point if key != "seed" and any(point.get(key) != other.get(key) for other in points)})
+    alone = len(points) == 1
+    differs = lambda key, value: alone or any(value != other.get(key) for other in points)
+    return sorted({key for point in points for key, value in point.items() if key != "seed" and differs(key, value)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ def propose(space: Space, seen: Sequence[Observation], *, seed: int, objectives:
         import optuna
         from optuna.trial import TrialState
     except ImportError:
-        raise ConfigError("search tpe needs Optuna; run uv sync, or pip install 'optuna>=5'") from None
+        raise ConfigError("search tpe needs Optuna; run uv sync, or uv pip install 'optuna>=5'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "running": TrialState.RUNNING, "failed": TrialState.FAIL}
     axes = {key: _Axis(dimension) for key, dimension in space.dimensions.items()}

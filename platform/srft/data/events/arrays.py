@@ -88,7 +88,7 @@ def open_hdf5(path: Path, chunk: int) -> EventStream:
     try:
         import h5py
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: reading HDF5 needs h5py; install it with pip install 'srft[hdf5]'") from error
+        raise ValueError(f"{path}: reading HDF5 needs h5py; run uv sync --extra hdf5") from error
     with contextlib.suppress(ModuleNotFoundError):
         import hdf5plugin  # noqa: F401  # registers the compression filters that DSEC and others use
 
@@ -128,7 +128,7 @@ def open_hdf5(path: Path, chunk: int) -> EventStream:
             except OSError as error:
                 raise ValueError(
                     f"{where}: cannot be read ({error}); either the file is damaged, or its compression filter is not installed "
-                    "(pip install 'srft[hdf5]' brings the common ones; Prophesee's own ECF comes with its software)"
+                    "(uv sync --extra hdf5 brings the common ones; Prophesee's own ECF comes with its software)"
                 ) from error
 
     width, _, height = str(attributes.get("geometry", "")).partition("x")
