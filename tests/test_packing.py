@@ -128,6 +128,70 @@ def test_an_interrupted_pack_goes_on(roots, tmp_path):
         packed(roots, "visevent", out, context=5.0)
 
 
+@pytest.fixture
+def three(tmp_path):
+    """The training list of three sequences of six thermal frames, whose levels tell them apart."""
+    root = tmp_path / "lasher"
+    captures = [record("target-train", i, seed=7, length=6, modality="rgbt") for i in range(3)]
+    write_native("lasher", root, captures, split="train")
+    return root
+
+
+def relabel(root, box):
+    (folder,) = (root / "trainingset").glob("*-0001")
+    for name in ("visible", "infrared", "init"):
+        (folder / f"{name}.txt").write_text(f"{box}\n" * 6)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_annotation_put_right_is_packed_again(three, tmp_path, finished):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    if not finished:
+        (out / MANIFEST).unlink()
+    relabel(three, "3,4,20,30")
+    before = [file.stat().st_mtime_ns for file in sorted(out.glob("*.arrow"))]
+    manifest = packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    np.testing.assert_array_equal(open_pack(out, split="trainval")[1].boxes, [[3, 4, 20, 30]] * 6)
+    after = [file.stat().st_mtime_ns for file in sorted(out.glob("*.arrow"))]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [False, False, True, True, False, False]
+    assert not check_pack(out).problems
+    assert manifest == read_manifest(out)
+
+
+def test_a_pack_that_is_written_again_has_no_manifest_meanwhile(three, tmp_path):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    relabel(three, "3,4,20,30")
+    seen = []
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6, on_shard=lambda *_: seen.append((out / MANIFEST).exists()))
+    assert seen[-1] is False
+
+
+@pytest.mark.parametrize(("first", "then"), [({}, {"modality": "rgb"}), ({"context": 5.0}, {"context": 5.0, "quality": 50})])
+def test_a_pack_of_another_modality_or_quality_is_not_written_over(three, tmp_path, first, then):
+    packed({"lasher": three}, "lasher", tmp_path / "pack", **first)
+    with pytest.raises(DataError, match="holds another pack"):
+        packed({"lasher": three}, "lasher", tmp_path / "pack", **then)
+    assert not check_pack(tmp_path / "pack").problems
+
+
+def test_a_pack_made_anew_in_the_same_place_is_read_anew(three, tmp_path):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out)
+    old = open_pack(out, split="trainval")
+    before = old[0].frames[2]
+    shutil.rmtree(out)
+    for folder in (three / "trainingset").iterdir():  # the last frame comes first
+        for images in (folder / "visible", folder / "infrared"):
+            files = sorted(images.iterdir())
+            contents = [file.read_bytes() for file in files]
+            for file, content in zip(files, reversed(contents), strict=True):
+                file.write_bytes(content)
+    packed({"lasher": three}, "lasher", out)
+    np.testing.assert_array_equal(open_pack(out, split="trainval")[0].frames[3], before)
+
+
 def test_a_killed_process_leaves_whole_shards(roots, tmp_path):
     out = tmp_path / "pack"
     command = f"""
