@@ -9,13 +9,14 @@ import copy
 import functools
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
 from srft.data.benchmarks.layouts import VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
-from srft.data.events import Recording, read_events, represent
+from srft.data.events import EVENT_DTYPE, represent
+from srft.data.events.aedat4 import frame_clock, open_aedat4
 from srft.data.events.windows import interval_edges, window_slices
 from srft.data.images import StoredFrame, StoredImage, decode, merge
 from srft.data.video import IMAGES, VideoFrames, natural_key
@@ -199,23 +200,22 @@ class EventImages(_Made):
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
         self.path, self.representation, self.first = path, representation, first
-        recording = _recording(path)
-        if recording.exposures is None:
+        count = len(_recording(path).times)
+        if not count:
             raise DataError(f"{path}: does not say when its frames were exposed; expected an AEDAT 4 file with frames")
-        self._count = len(recording.frame_times) - first
+        self._count = count - first
         if self._count < 1:
-            raise DataError(f"{path}: {len(recording.frame_times)} frames, and the sequence starts at frame {first}; expected more frames")
+            raise DataError(f"{path}: {count} frames, and the sequence starts at frame {first}; expected more frames")
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> np.ndarray:
         recording = _recording(self.path)
-        exposures = recording.exposures
-        edges = exposures if self.representation == "red_blue" and exposures is not None else interval_edges(recording.frame_times)
+        edges = recording.exposures if self.representation == "red_blue" else interval_edges(recording.times)
         edge = edges[self.first + index]
         events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
-        return represent(self.representation, events, *recording.frames.shape[1:], start=int(edge[0]), stop=int(edge[1]))
+        return represent(self.representation, events, *recording.size, start=int(edge[0]), stop=int(edge[1]))
 
     def where(self, index: int) -> str:
         """Place of a frame.
@@ -229,9 +229,20 @@ class EventImages(_Made):
         return f"{self.path}, frame {self.first + index}"
 
 
+class _Events(NamedTuple):
+    events: np.ndarray
+    times: np.ndarray
+    exposures: np.ndarray
+    size: tuple[int, int]
+
+
 @functools.lru_cache(maxsize=1)
-def _recording(path: Path) -> Recording:
-    return read_events(path, sort=True)
+def _recording(path: Path) -> _Events:
+    # Without the pixels of its frames, which may be coloured and take the most memory: only their times matter.
+    stream = open_aedat4(path)
+    parts = list(stream.chunks(any_order=True))
+    events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
+    return _Events(events[np.argsort(events["t"], kind="stable")], *frame_clock(path), (stream.height or 0, stream.width or 0))
 
 
 def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first: int | None) -> ImageSource:
