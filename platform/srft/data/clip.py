@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from srft.data import davis_cars
-from srft.data.events import frame_windows, read_aedat4, read_events, represent
+from srft.data.events import read_aedat4, read_events, represent
 from srft.data.events.recording import Recording
+from srft.data.events.windows import interval_edges, window_slices
 from srft.data.frames import Frame
 from srft.data.sequence import FrameSource
 from srft.data.video import Pixels, VideoFrames, open_frames
@@ -31,7 +32,8 @@ class EventImages:
             frame_times: ``[T]`` microseconds on the recording's clock.
             representation: ``polarity``, ``red_blue`` or ``three_windows``, see :mod:`srft.data.events.representations`.
         """
-        self._events, self._windows = recording.events, frame_windows(recording.events["t"], frame_times)
+        self._events, self._edges = recording.events, interval_edges(frame_times)
+        self._windows = window_slices(recording.events["t"], self._edges)
         self._height, self._width = recording.frames.shape[1:]
         self._representation = representation
 
@@ -47,7 +49,9 @@ class EventImages:
         Returns:
             ``[H, W, 3]`` uint8.
         """
-        return represent(self._representation, self._events[self._windows[index]], self._height, self._width)
+        start, stop = self._edges[index].tolist()
+        window = self._events[self._windows[index]]
+        return represent(self._representation, window, self._height, self._width, start=start, stop=stop)
 
 
 @dataclass(frozen=True, kw_only=True)
