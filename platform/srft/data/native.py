@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def write_native(
         if folder.exists():
             raise ValueError(f"{folder}: exists already; choose another root, or delete the folder")
         parent.mkdir(parents=True, exist_ok=True)
-        beside = parent / f".{capture.name}.{os.getpid()}"
+        beside = parent / f".{capture.name}.{uuid.uuid4().hex}"
         try:
             layout.write(capture, beside, number)
             os.replace(beside, folder)
