@@ -227,6 +227,22 @@ def test_everything_wrong_is_listed_and_each_is_an_error_of_the_reader(tmp_path)
                 read_annotations("coesot", source, names=[name])
 
 
+def test_a_file_that_is_no_zip_file_is_named(tmp_path):
+    path = tmp_path / "annos.rar"
+    path.write_bytes(b"Rar!")
+    with pytest.raises(DataError, match=r"annos\.rar: not a zip file"):
+        read_annotations("visevent", path)
+    path = tmp_path / "annos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gt_rect/a.txt", "1,2,3,4\n" * 1000)
+        at = archive.getinfo("gt_rect/a.txt").header_offset + 30 + len("gt_rect/a.txt")
+    content = bytearray(path.read_bytes())
+    content[at : at + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"annos\.zip/gt_rect/a\.txt: damaged"):
+        read_annotations("visevent", path)
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="no benchmark 'otb'"):
         read_annotations("otb", tmp_path)

@@ -1,9 +1,11 @@
 """Readers on trees in the official layouts: those that the synthetic world writes, and small ones with each trap."""
 
 import json
+import os
 import pickle
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from srft.commands.data_check import Check, run
 from srft.data.benchmarks import LAYOUTS, DataError, list_split, open_benchmark
 from srft.data.benchmarks.check import check_benchmark
+from srft.data.benchmarks.images import ImageFiles
 from srft.data.benchmarks.splits import held_out, shipped_list
 from srft.data.depth import depth_image
 from srft.data.events import event_image, read_aedat4, represent
@@ -172,6 +175,16 @@ def test_frames_are_in_natural_order_and_paired_by_position(tmp_path, names):
     lasher(tmp_path, "s", 12, visible=names[0], infrared=names[1])
     (sequence,) = open_benchmark("lasher", tmp_path)
     assert near(levels(sequence), [[20 * i, 20 * i + 10] for i in range(12)])
+
+
+def test_names_that_sort_alike_have_one_order_on_every_disk(tmp_path, monkeypatch):
+    for folder in ("visible", "infrared"):
+        for i, name in enumerate(("01.png", "1.png", "2.PNG", "02.png")):
+            picture(tmp_path / "s" / folder / name, 20 * i)
+    names = {"visible": ["2.PNG", "1.png", "01.png", "02.png"], "infrared": ["02.png", "01.png", "1.png", "2.PNG"]}
+    monkeypatch.setattr(os, "listdir", lambda folder: names[Path(folder).name])
+    orders = [[int(image[0, 0, 0]) for image in ImageFiles(tmp_path / "s" / folder, "rgb")] for folder in names]
+    assert orders == [[0, 20, 60, 40]] * 2
 
 
 def test_numbers_may_start_anywhere_and_junk_is_no_frame(tmp_path):
@@ -373,6 +386,55 @@ def test_own_data(tmp_path):
     text(tmp_path / "b" / "absent.txt", "0\n" * 4)
     frames = open_benchmark("own", tmp_path, split="all", modality="rgb")[1].frames
     assert near([frames[i].mean() for i in (0, 1, 3, 2, 0)], [10, 90, 250, 170, 10])
+
+
+def own(root, name, box="1 2 4 6", value=50):
+    for i in range(3):
+        picture(root / name / "rgb" / f"{i}.png", value + i)
+    text(root / name / "boxes.txt", f"{box}\n" * 3)
+
+
+def found(root, split):
+    return [(s.name, int(s.frames[0][0, 0, 0])) for s in open_benchmark("own", root, split=split, modality="rgb")]
+
+
+def test_own_splits_may_number_their_sequences_alike(tmp_path):
+    for value, (split, name) in enumerate([("train", "1"), ("train", "2"), ("val", "1"), ("test", "1"), ("test", "2")]):
+        own(tmp_path / split, name, f"{value} 2 4 6", 50 * value)
+    assert found(tmp_path, "train") == [("1", 0), ("2", 50)]
+    assert found(tmp_path, "val") == [("1", 100)]
+    assert found(tmp_path, "test") == [("1", 150), ("2", 200)]
+    for folder in (tmp_path / "train").iterdir():
+        folder.rename(tmp_path / folder.name)
+    (tmp_path / "train").rmdir()
+    assert found(tmp_path, "train") == [("1", 0), ("2", 50)]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_own_sequences_that_are_in_two_splits_are_in_one(tmp_path, link):
+    own(tmp_path / "train", "a")
+    own(tmp_path / "train", "b", "7 2 4 6")
+    (tmp_path / "val").mkdir()
+    (os.symlink if link else shutil.copytree)(tmp_path / "train" / "a", tmp_path / "val" / "a")
+    assert [name for name, _ in found(tmp_path, "train")] == ["b"]
+    (tmp_path / "val").rename(tmp_path / "test")
+    with pytest.raises(DataError, match=r"1 training sequences are test sequences \(a"):
+        open_benchmark("own", tmp_path, split="train", modality="rgb")
+
+
+def test_names_in_lists_may_have_spaces(tmp_path):
+    for value, name in enumerate(("my dog", "a, b", "cat", "größe")):
+        own(tmp_path, name, value=value)
+    text(tmp_path / "train.txt", "my dog\n\na, b\r\ncat\t3\ngröße,1\n")
+    text(tmp_path / "val.txt", "cat\n")
+    assert found(tmp_path, "train") == [("my dog", 0), ("a, b", 1), ("größe", 3)]
+
+
+def test_hidden_folders_are_no_sequences(tmp_path):
+    """Such as that of a sequence whose writing was interrupted."""
+    lasher(tmp_path, "a", 1)
+    lasher(tmp_path, ".b.4711", 1)
+    assert list_split(LAYOUTS["lasher"], tmp_path, "all").names == ("a",)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,10 +199,13 @@ class Tree:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._zip = zipfile.ZipFile(self.root) if self.root.is_file() else None
-        self._names = set(self._zip.namelist()) if self._zip else None
         if not self.root.exists():
             raise DataError(f"{self.root}: no such folder or zip file; expected annotations")
+        try:
+            self._zip = zipfile.ZipFile(self.root) if self.root.is_file() else None
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{self.root}: not a zip file ({error}); expected one, or a folder of annotations. Unpack it") from None
+        self._names = set(self._zip.namelist()) if self._zip else None
 
     def text(self, name: str) -> str | None:
         """Content of a file.
@@ -211,14 +215,20 @@ class Tree:
 
         Returns:
             Its text; None if there is no such file.
+
+        Raises:
+            DataError: the zip file is damaged.
         """
         if self._zip is not None:
-            return self._zip.read(name).decode("utf-8", "replace") if name in (self._names or ()) else None
+            try:
+                return self._zip.read(name).decode("utf-8", "replace") if name in (self._names or ()) else None
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise DataError(f"{self.root}/{name}: damaged ({error}). Fetch the zip file again") from None
         path = self.root / name
         return path.read_text("utf-8", "replace") if path.is_file() else None
 
     def glob(self, pattern: str) -> list[str]:
-        """Files that a pattern names; a star does not cross folders.
+        """Files that a pattern names; a star does not cross folders. Hidden ones, as of interrupted writing, are none.
 
         Args:
             pattern: relative path with stars.
@@ -227,9 +237,10 @@ class Tree:
             Relative paths, sorted.
         """
         if self._names is None:
-            return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
-        depth = pattern.count("/")
-        return sorted(name for name in fnmatch.filter(self._names, pattern) if name.count("/") == depth)
+            names = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+        else:
+            names = [name for name in fnmatch.filter(self._names, pattern) if name.count("/") == pattern.count("/")]
+        return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
 def read_annotations(benchmark: str, source: str | Path, *, names: Iterable[str] | None = None) -> dict[str, Annotation]:

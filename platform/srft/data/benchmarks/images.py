@@ -90,7 +90,7 @@ class ImageFiles:
         if not names or len(names) % self.per_frame:
             raise DataError(f"{folder}: {len(names)} images; expected {self.per_frame} a frame. Fetch the folder again")
         self.folder, self.kind = folder, kind
-        self._names = np.array([os.fsencode(name) for name in sorted(names, key=natural_key)])
+        self._names = np.array([os.fsencode(name) for name in sorted(names, key=lambda name: (natural_key(name), name))])
 
     def __len__(self) -> int:
         return len(self._names) // self.per_frame
