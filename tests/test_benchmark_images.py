@@ -47,5 +47,5 @@ def test_a_recording_without_frames_is_named(tmp_path):
         frames=np.empty((0, 8, 10), np.uint8), frame_times=np.empty(0, np.int64), events=np.zeros(5, EVENT_DTYPE), exposures=None
     )
     write_aedat4(tmp_path / "a.aedat4", recording)
-    with pytest.raises(DataError, match=r"a\.aedat4: does not say when its frames were exposed"):
+    with pytest.raises(DataError, match=r"a\.aedat4: 0 frames, and the sequence starts at frame 0"):
         EventImages(tmp_path / "a.aedat4", "red_blue", 0)

@@ -220,6 +220,27 @@ def test_frames_after_the_annotation_are_left_out_where_the_benchmark_has_such(t
     assert [problem.kind for problem in check_benchmark("depthtrack", tmp_path).problems] == ["count", "count"]
 
 
+def test_an_image_missing_between_others_is_named_where_more_images_than_boxes_are_tolerated(tmp_path):
+    """All boxes after it would be those of the frame before."""
+    place = tmp_path / "test" / "toy07_indoor_320"
+    for i in range(1, 8):
+        picture(place / "color" / f"{i:08d}.jpg")
+        picture(place / "depth" / f"{i:08d}.png", 1000, dtype=np.uint16)
+    text(place / "groundtruth.txt", "1,2,3,4\n" * 6)
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    assert sequence.frames[5].shape == (12, 16, 6)
+    (place / "depth" / "00000003.png").unlink()
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    with pytest.raises(DataError, match=r"depth/00000002\.png: the image after it is missing"):
+        sequence.frames[0]
+    assert [p.kind for p in check_benchmark("depthtrack", tmp_path).problems if p.kind != "missing"] == ["count"]
+    for i in range(1, 8):
+        (place / "color" / f"{i:08d}.jpg").rename(place / "color" / f"{chr(96 + i)}.jpg")
+    (place / "depth" / "00000007.png").rename(place / "depth" / "00000003.png")
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    assert sequence.frames[5].shape == (12, 16, 6)
+
+
 def test_leading_absent_frames_are_left_out_and_counted(tmp_path):
     place = tmp_path / "test" / "dvSave-x"
     for i in range(5):
@@ -383,6 +404,7 @@ def test_own_data(tmp_path):
     video.release()
     shutil.rmtree(tmp_path / "b" / "rgb")
     text(tmp_path / "b" / "boxes.txt", "1 2 4 6\n" * 4)
+    (tmp_path / "b" / "rgb.avi").rename(tmp_path / "b" / "rgb.AVI")
     text(tmp_path / "b" / "absent.txt", "0\n" * 4)
     frames = open_benchmark("own", tmp_path, split="all", modality="rgb")[1].frames
     assert near([frames[i].mean() for i in (0, 1, 3, 2, 0)], [10, 90, 250, 170, 10])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ from srft.data.events.windows import interval_edges, window_slices
 from srft.data.images import StoredFrame, StoredImage, decode, merge
 from srft.data.video import IMAGES, VideoFrames, natural_key
 
-__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "open_source"]
+__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "misfit", "open_source"]
 
 _RENDERINGS: dict[Kind, str] = {"rgb": "image", "event": "image", "depth": "depth:jet", "thermal": "thermal"}
 
@@ -94,6 +95,19 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._names) // self.per_frame
+
+    def gap(self, count: int) -> int | None:
+        """Where an image is missing, by the last number in the names.
+
+        Args:
+            count: of the first images, that are looked at.
+
+        Returns:
+            Number of the image before; None where none is missing, or names are not numbered one by one.
+        """
+        found = [re.findall("[0-9]+", os.fsdecode(name).rpartition(".")[0]) for name in self._names[:count]]
+        steps = np.diff([int(digits[-1]) for digits in found]) if all(found) else np.empty(0)
+        return int(np.argmax(steps > 1)) if len(steps) and np.median(steps) == 1 and steps.max() > 1 else None
 
     def path(self, number: int) -> Path:
         """A file.
@@ -195,17 +209,15 @@ class EventImages(_Made):
     """Event images of a recording with frames. One recording is in memory at a time: go through sequences one by one, or pack them.
 
     Raises:
-        DataError: the recording starts after the first image of the sequence, or does not say when frames were exposed.
+        DataError: the recording ends before the first image of the sequence.
     """
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
         self.path, self.representation, self.first = path, representation, first
         count = len(_recording(path).times)
-        if not count:
-            raise DataError(f"{path}: does not say when its frames were exposed; expected an AEDAT 4 file with frames")
         self._count = count - first
         if self._count < 1:
-            raise DataError(f"{path}: {count} frames, and the sequence starts at frame {first}; expected more frames")
+            raise DataError(f"{path}: {count} frames, and the sequence starts at frame {first}; expected a recording with more frames")
 
     def __len__(self) -> int:
         return self._count
@@ -268,7 +280,7 @@ def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first
                 return (ImageTriples if frames.triples else ImageFiles)(place, frames.kind)
             expected.append(f"{place.name}/")
         elif isinstance(frames, Video):
-            for suffix in VIDEO_SUFFIXES:
+            for suffix in (*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)):
                 if (place := folder / f"{frames.stem}{suffix}").is_file():
                     return VideoFile(place)
             expected.append(f"{frames.stem}.mp4")
@@ -280,6 +292,25 @@ def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first
                 return EventImages(place, frames.representation, first)
             expected.append(place.name)
     raise DataError(f"{folder}: no frames; expected {' or '.join(expected)}. Fetch the sequence again, or leave the modality out")
+
+
+def misfit(source: ImageSource, rows: int, *, more_frames: bool) -> str | None:
+    """Why images cannot be those of the annotated frames.
+
+    Args:
+        source: the images.
+        rows: annotated frames.
+        more_frames: images after the last annotated one are no error.
+
+    Returns:
+        A message; None where nothing speaks against it.
+    """
+    found = len(source)
+    if found < rows or (found > rows and not more_frames and not isinstance(source, EventImages)):
+        return f"{source.where(0)} and after: {found} frames, but {rows} rows of annotation; expected as many. Fetch the sequence again"
+    if more_frames and isinstance(source, ImageFiles) and (before := source.gap(rows)) is not None:
+        return f"{source.where(before)}: the image after it is missing; expected one of each frame. Fetch the sequence again"
+    return None
 
 
 class NativeFrames:
@@ -335,12 +366,8 @@ class NativeFrames:
 
     def _open(self, alternatives: tuple[Frames, ...]) -> ImageSource:
         source = open_source(self.folder, self.name, alternatives, self._first)
-        more = self._more_frames or isinstance(source, EventImages)
-        if len(source) < self.rows or (len(source) > self.rows and not more):
-            raise DataError(
-                f"{source.where(0)} and after: {len(source)} frames, but {self.rows} rows of annotation; expected as many. "
-                "Fetch the sequence again"
-            )
+        if message := misfit(source, self.rows, more_frames=self._more_frames):
+            raise DataError(message)
         return source
 
     def stored(self, index: int) -> StoredFrame:
