@@ -124,6 +124,11 @@ def test_flags(absent, value, separator):
     assert parse_flags(text, "f", absent=value).tolist() == absent
 
 
+@pytest.mark.parametrize("text", ["0,1,0,", "0\n1\n0\n;", "\ufeff0;1;0;\r\n", "0.000000 1.000000 0.000000", "0,1e0,0"])
+def test_flags_may_end_with_a_separator_and_be_fractions(text):
+    assert parse_flags(text, "f", absent=1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -142,7 +147,16 @@ def test_bad_boxes_say_where_and_what(text, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "f.txt: empty"), ("0\n2\n", "f.txt, flag 2: '2'"), ("0 1 yes", "f.txt, flag 3: 'yes'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "f.txt: empty"),
+        ("0\n2\n", "f.txt, flag 2: '2'"),
+        ("0 1 yes", "f.txt, flag 3: 'yes'"),
+        ("0,,1", "f.txt, flag 2"),
+        ("0 nan", "f.txt, flag 2"),
+    ],
+)
 def test_bad_flags_say_where_and_what(text, message):
     with pytest.raises(DataError) as caught:
         parse_flags(text, "f.txt", absent=1)

@@ -466,6 +466,7 @@ def test_hidden_folders_are_no_sequences(tmp_path):
         ("left,top,width\n1,2,3\n", "columns left, top, width, 1 rows"),
         ("left,top,width,height\n1,2,3,4\n1,2,x,4\n", "line 3: '1,2,x,4'"),
         ("left,top,width,height\n1,2,3\n", "line 2: '1,2,3'"),
+        ("left,top,width,height,absent\n1,2,3,4,0\n1,2,3,4,2\n", "line 3: absent is 2; expected 0 or 1"),
         ("frame,left,top,width,height\n0,1,2,3,4\n2,1,2,3,4\n", r"frames \[0.0, 2.0\]"),
     ],
 )

@@ -155,6 +155,9 @@ def parse_table(text: str, where: str) -> tuple[np.ndarray, np.ndarray | None]:
             if len(row) != len(names) or not _number(row[names.index(name)]):
                 raise DataError(f"{where}, line {number}: {lines[number - 1][:60]!r}; expected {len(names)} numbers, or nothing for no box")
         columns[name] = np.array([float(row[names.index(name)].strip() or "nan") for row in cells])
+        if name == "absent" and (bad := ~np.isin(columns[name], (0, 1)) & ~np.isnan(columns[name])).any():
+            at = int(np.argmax(bad))
+            raise DataError(f"{where}, line {at + 2}: absent is {columns[name][at]:g}; expected 0 or 1, or nothing for a target in view")
     if "frame" in columns and (columns["frame"][0] not in (0, 1) or np.any(np.diff(columns["frame"]) != 1)):
         raise DataError(f"{where}: frames {columns['frame'][:4].tolist()}, ...; expected every one, from 0 or 1. Add rows without a box")
     boxes = np.stack([columns[name] for name in ("left", "top", *corners)], 1)
@@ -184,10 +187,10 @@ def parse_flags(text: str, where: str, *, absent: int) -> np.ndarray:
     Raises:
         DataError: there are no flags, or one is neither 0 nor 1.
     """
-    values = re.split(r"[,;\s]+", text.strip().lstrip("\ufeff"))
+    values = re.split(r"\s*[,;]\s*|\s+", text.lstrip("\ufeff").strip().rstrip(",; \t\r\n"))
     if values == [""]:
         raise DataError(f"{where}: empty; expected one flag a frame. Fetch the annotation again")
-    flags = np.array([{"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value, -1) for value in values])
+    flags = np.array([float(value) if _number(value or "inf") and float(value) in (0, 1) else -1 for value in values])
     if (flags < 0).any():
         bad = int(np.argmax(flags < 0))
         raise DataError(f"{where}, flag {bad + 1}: {values[bad][:40]!r}; expected 0 or 1. Fetch the annotation again")
