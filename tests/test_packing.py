@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from srft.commands.data_check import Check
 from srft.commands.data_check import run as check
 from srft.config import ConfigError, DataConfig
 from srft.data.benchmarks import DataError, open_benchmark
+from srft.data.benchmarks.splits import shipped_list
 from srft.data.crops import crop
 from srft.data.domain import load_domain
 from srft.data.images import StoredFrames
@@ -280,6 +282,24 @@ def test_a_run_trains_from_a_pack_by_its_address(roots, tmp_path):
         open_benchmark("lasher", tmp_path)
     with pytest.raises(DataError, match="modality is 'rgbt'; the pack holds rgbe"):
         open_pack(tmp_path, split="trainval", modality="rgbt")
+
+
+def test_a_protocol_is_that_of_a_pack_too(tmp_path):
+    """Published results on other sequences than was said would be compared."""
+    listed = shipped_list("visevent_test_172.txt")
+    other = next(name for name in shipped_list("visevent_test_320.txt") if name not in listed)
+    names = (listed[1], other, listed[0])
+    captures = [replace(record("target-train", i, seed=7, length=2), name=name) for i, name in enumerate(names)]
+    write_native("visevent", tmp_path / "visevent", captures)
+    pack("visevent", tmp_path / "visevent", tmp_path / "pack", splits=("test",), workers=1)
+    for root in (tmp_path / "visevent", tmp_path / "pack"):
+        assert [s.name for s in open_benchmark("visevent", root)] == list(names)
+        found = open_benchmark("visevent", root, protocol="172", partial=True)
+        assert [s.name for s in found] == list(listed[:2])
+        with pytest.raises(DataError, match=r"170 of 172 sequences are missing"):
+            open_benchmark("visevent", root, protocol="172")
+        with pytest.raises(DataError, match=r"no test protocol '300'"):
+            open_benchmark("visevent", root, protocol="300")
 
 
 def test_settings_out_of_range_are_refused(roots, tmp_path):

@@ -17,7 +17,7 @@ from typing import Literal
 from srft.data.benchmarks.annotations import Tree, sequence_names
 from srft.data.benchmarks.layouts import DataError, Layout
 
-__all__ = ["VAL_SHARE", "Listing", "NoSequences", "Split", "held_out", "list_split", "shipped_list"]
+__all__ = ["VAL_SHARE", "Listing", "NoSequences", "Split", "held_out", "list_split", "protocol_list", "shipped_list"]
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 VAL_SHARE = 0.1
@@ -54,6 +54,26 @@ def shipped_list(file: str) -> tuple[str, ...]:
         Names of sequences.
     """
     return tuple((resources.files("srft") / "assets" / "splits" / file).read_text("utf-8").split())
+
+
+def protocol_list(layout: Layout, split: Split, protocol: str) -> tuple[str, ...]:
+    """A published list that has a name, one of several.
+
+    Args:
+        layout: the benchmark.
+        split: which part.
+        protocol: of its names.
+
+    Returns:
+        Names of sequences.
+
+    Raises:
+        DataError: there is no such list.
+    """
+    known = [key.removeprefix(f"{split}/") for key in layout.shipped if key.startswith(f"{split}/")]
+    if protocol not in known:
+        raise DataError(f"{layout.title} has no {split} protocol {protocol!r}; expected one of {', '.join(known) or 'none'}")
+    return shipped_list(layout.shipped[f"{split}/{protocol}"])
 
 
 def held_out(names: Iterable[str], share: float = VAL_SHARE) -> tuple[str, ...]:
@@ -95,10 +115,7 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected the root of {layout.title}")
     if protocol is not None:
-        known = [key.removeprefix(f"{split}/") for key in layout.shipped if key.startswith(f"{split}/")]
-        if protocol not in known:
-            raise DataError(f"{layout.title} has no {split} protocol {protocol!r}; expected one of {', '.join(known) or 'none'}")
-        return _located(layout, root, "test", shipped_list(layout.shipped[f"{split}/{protocol}"]), f"{split} protocol {protocol}")
+        return _located(layout, root, "test", protocol_list(layout, split, protocol), f"{split} protocol {protocol}")
     if split == "all":
         names = dict.fromkeys(name for folder in _bases(layout, root) for name in _inside(layout, folder))
         return _located(layout, root, "all", tuple(names), f"folders in {root}")
