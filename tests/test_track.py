@@ -183,6 +183,16 @@ def test_a_recording_with_frames_is_a_clip(tmp_path, recording, car):
         open_clip(str(tmp_path / "cars.aedat4"), aux="folder")
 
 
+def test_a_sensor_whose_size_the_file_does_not_say_is_that_of_the_frames(tmp_path, folders):
+    """Not up to the last row and column with an event."""
+    (tmp_path / "events.csv").write_text("t,x,y,p\n0,1,2,1\n20000,30,20,0\n90000,3,4,1\n")
+    clip = open_clip(str(folders / "rgb"), events=tmp_path / "events.csv", fps=25)
+    np.testing.assert_array_equal(np.argwhere(clip.frame(0)[1]), [[2, 1, 0], [20, 30, 2]])
+    (tmp_path / "events.csv").write_text("t,x,y,p\n0,1,2,1\n20000,346,20,0\n")
+    with pytest.raises(ValueError, match=r"x is 346; expected less than 346"):
+        open_clip(str(folders / "rgb"), events=tmp_path / "events.csv")
+
+
 def test_times_and_sensors_that_do_not_fit_are_named(tmp_path, folders, recording):
     (tmp_path / "two.txt").write_text("1\n2")
     with pytest.raises(ValueError, match=r"two\.txt: 2 times for 6 frames"):
