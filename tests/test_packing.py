@@ -10,11 +10,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from srft.commands.data_check import Check
 from srft.commands.data_check import run as check
+from srft.commands.data_pack import Pack
+from srft.commands.data_pack import run as run_pack
 from srft.config import ConfigError, DataConfig
 from srft.data.benchmarks import DataError, open_benchmark
 from srft.data.benchmarks.splits import shipped_list
@@ -300,6 +303,19 @@ def test_a_protocol_is_that_of_a_pack_too(tmp_path):
             open_benchmark("visevent", root, protocol="172")
         with pytest.raises(DataError, match=r"no test protocol '300'"):
             open_benchmark("visevent", root, protocol="300")
+
+
+def test_own_thermal_data_are_packed_as_such(tmp_path):
+    folder = tmp_path / "own" / "a"
+    for kind, step, type_ in (("rgb", 1, np.uint8), ("thermal", 1000, np.uint16)):
+        (folder / kind).mkdir(parents=True)
+        for i in range(3):
+            assert cv2.imwrite(str(folder / kind / f"{i}.png"), np.full((12, 16), step * i, type_))
+    (folder / "boxes.txt").write_text("1,2,3,4\n" * 3)
+    run_pack(Pack(benchmark="own", root=tmp_path / "own", out=str(tmp_path / "pack"), splits=("all",), workers=1, modality="rgbt"))
+    (expected,) = open_benchmark("own", tmp_path / "own", split="all", modality="rgbt")
+    (found,) = open_benchmark("own", tmp_path / "pack", split="all", modality="rgbt")
+    np.testing.assert_array_equal(found.frames[2], expected.frames[2])
 
 
 def test_settings_out_of_range_are_refused(roots, tmp_path):
