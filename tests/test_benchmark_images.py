@@ -42,6 +42,16 @@ def test_event_images_need_no_frames_of_the_recording_but_their_times(tmp_path, 
             np.testing.assert_array_equal(image, represent(representation, window, 8, 10, start=int(start), stop=int(stop)))
 
 
+def test_a_recording_without_exposures_is_named(tmp_path):
+    """Every image would be white."""
+    events, times = np.zeros(5, EVENT_DTYPE), np.array([10_000, 40_000])
+    events["t"] = np.arange(5) * 10_000
+    write_aedat4(tmp_path / "a.aedat4", Recording(frames=np.zeros((2, 8, 10), np.uint8), frame_times=times, events=events))
+    with pytest.raises(DataError, match=r"a\.aedat4: does not say how long its frames were exposed"):
+        EventImages(tmp_path / "a.aedat4", "red_blue", 0)
+    assert (EventImages(tmp_path / "a.aedat4", "three_windows", 0)[1] != 127).any()
+
+
 def test_a_recording_without_frames_is_named(tmp_path):
     recording = Recording(
         frames=np.empty((0, 8, 10), np.uint8), frame_times=np.empty(0, np.int64), events=np.zeros(5, EVENT_DTYPE), exposures=None

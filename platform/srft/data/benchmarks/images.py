@@ -209,15 +209,16 @@ class EventImages(_Made):
     """Event images of a recording with frames. One recording is in memory at a time: go through sequences one by one, or pack them.
 
     Raises:
-        DataError: the recording ends before the first image of the sequence.
+        DataError: the recording ends before the first image of the sequence, or does not say how long frames were exposed.
     """
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
-        self.path, self.representation, self.first = path, representation, first
-        count = len(_recording(path).times)
-        self._count = count - first
+        exposures = _recording(path).exposures
+        self.path, self.representation, self.first, self._count = path, representation, first, len(exposures) - first
         if self._count < 1:
-            raise DataError(f"{path}: {count} frames, and the sequence starts at frame {first}; expected a recording with more frames")
+            raise DataError(f"{path}: {len(exposures)} frames, and the sequence starts at frame {first}; expected more frames")
+        if representation == "red_blue" and not np.diff(exposures).any():
+            raise DataError(f"{path}: does not say how long its frames were exposed; expected an AEDAT 4 file that does")
 
     def __len__(self) -> int:
         return self._count
