@@ -124,6 +124,11 @@ def test_flags(absent, value, separator):
     assert parse_flags(text, "f", absent=value).tolist() == absent
 
 
+@pytest.mark.parametrize("text", ["0,1,0,", "0\n1\n0\n;", "\ufeff0;1;0;\r\n", "0.000000 1.000000 0.000000", "0,1e0,0"])
+def test_flags_may_end_with_a_separator_and_be_fractions(text):
+    assert parse_flags(text, "f", absent=1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -142,7 +147,16 @@ def test_bad_boxes_say_where_and_what(text, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "f.txt: empty"), ("0\n2\n", "f.txt, flag 2: '2'"), ("0 1 yes", "f.txt, flag 3: 'yes'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "f.txt: empty"),
+        ("0\n2\n", "f.txt, flag 2: '2'"),
+        ("0 1 yes", "f.txt, flag 3: 'yes'"),
+        ("0,,1", "f.txt, flag 2"),
+        ("0 nan", "f.txt, flag 2"),
+    ],
+)
 def test_bad_flags_say_where_and_what(text, message):
     with pytest.raises(DataError) as caught:
         parse_flags(text, "f.txt", absent=1)
@@ -225,6 +239,22 @@ def test_everything_wrong_is_listed_and_each_is_an_error_of_the_reader(tmp_path)
         for name in ("empty", "words", "short", "flagless"):
             with pytest.raises(DataError, match=name):
                 read_annotations("coesot", source, names=[name])
+
+
+def test_a_file_that_is_no_zip_file_is_named(tmp_path):
+    path = tmp_path / "annos.rar"
+    path.write_bytes(b"Rar!")
+    with pytest.raises(DataError, match=r"annos\.rar: not a zip file"):
+        read_annotations("visevent", path)
+    path = tmp_path / "annos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gt_rect/a.txt", "1,2,3,4\n" * 1000)
+        at = archive.getinfo("gt_rect/a.txt").header_offset + 30 + len("gt_rect/a.txt")
+    content = bytearray(path.read_bytes())
+    content[at : at + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"annos\.zip/gt_rect/a\.txt: damaged"):
+        read_annotations("visevent", path)
 
 
 def test_what_is_not_there_is_named(tmp_path):

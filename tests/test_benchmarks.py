@@ -1,9 +1,11 @@
 """Readers on trees in the official layouts: those that the synthetic world writes, and small ones with each trap."""
 
 import json
+import os
 import pickle
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from srft.commands.data_check import Check, run
 from srft.data.benchmarks import LAYOUTS, DataError, list_split, open_benchmark
 from srft.data.benchmarks.check import check_benchmark
+from srft.data.benchmarks.images import ImageFiles
 from srft.data.benchmarks.splits import held_out, shipped_list
 from srft.data.depth import depth_image
 from srft.data.events import event_image, read_aedat4, represent
@@ -174,6 +177,16 @@ def test_frames_are_in_natural_order_and_paired_by_position(tmp_path, names):
     assert near(levels(sequence), [[20 * i, 20 * i + 10] for i in range(12)])
 
 
+def test_names_that_sort_alike_have_one_order_on_every_disk(tmp_path, monkeypatch):
+    for folder in ("visible", "infrared"):
+        for i, name in enumerate(("01.png", "1.png", "2.PNG", "02.png")):
+            picture(tmp_path / "s" / folder / name, 20 * i)
+    names = {"visible": ["2.PNG", "1.png", "01.png", "02.png"], "infrared": ["02.png", "01.png", "1.png", "2.PNG"]}
+    monkeypatch.setattr(os, "listdir", lambda folder: names[Path(folder).name])
+    orders = [[int(image[0, 0, 0]) for image in ImageFiles(tmp_path / "s" / folder, "rgb")] for folder in names]
+    assert orders == [[0, 20, 60, 40]] * 2
+
+
 def test_numbers_may_start_anywhere_and_junk_is_no_frame(tmp_path):
     place = lasher(tmp_path, "s", 3)
     for i in range(3):
@@ -205,6 +218,27 @@ def test_frames_after_the_annotation_are_left_out_where_the_benchmark_has_such(t
     assert report.problems == []
     text(place / "groundtruth.txt", "1,2,3,4\n" * 6)
     assert [problem.kind for problem in check_benchmark("depthtrack", tmp_path).problems] == ["count", "count"]
+
+
+def test_an_image_missing_between_others_is_named_where_more_images_than_boxes_are_tolerated(tmp_path):
+    """All boxes after it would be those of the frame before."""
+    place = tmp_path / "test" / "toy07_indoor_320"
+    for i in range(1, 8):
+        picture(place / "color" / f"{i:08d}.jpg")
+        picture(place / "depth" / f"{i:08d}.png", 1000, dtype=np.uint16)
+    text(place / "groundtruth.txt", "1,2,3,4\n" * 6)
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    assert sequence.frames[5].shape == (12, 16, 6)
+    (place / "depth" / "00000003.png").unlink()
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    with pytest.raises(DataError, match=r"depth/00000002\.png: the image after it is missing"):
+        sequence.frames[0]
+    assert [p.kind for p in check_benchmark("depthtrack", tmp_path).problems if p.kind != "missing"] == ["count"]
+    for i in range(1, 8):
+        (place / "color" / f"{i:08d}.jpg").rename(place / "color" / f"{chr(96 + i)}.jpg")
+    (place / "depth" / "00000007.png").rename(place / "depth" / "00000003.png")
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    assert sequence.frames[5].shape == (12, 16, 6)
 
 
 def test_leading_absent_frames_are_left_out_and_counted(tmp_path):
@@ -370,9 +404,59 @@ def test_own_data(tmp_path):
     video.release()
     shutil.rmtree(tmp_path / "b" / "rgb")
     text(tmp_path / "b" / "boxes.txt", "1 2 4 6\n" * 4)
+    (tmp_path / "b" / "rgb.avi").rename(tmp_path / "b" / "rgb.AVI")
     text(tmp_path / "b" / "absent.txt", "0\n" * 4)
     frames = open_benchmark("own", tmp_path, split="all", modality="rgb")[1].frames
     assert near([frames[i].mean() for i in (0, 1, 3, 2, 0)], [10, 90, 250, 170, 10])
+
+
+def own(root, name, box="1 2 4 6", value=50):
+    for i in range(3):
+        picture(root / name / "rgb" / f"{i}.png", value + i)
+    text(root / name / "boxes.txt", f"{box}\n" * 3)
+
+
+def found(root, split):
+    return [(s.name, int(s.frames[0][0, 0, 0])) for s in open_benchmark("own", root, split=split, modality="rgb")]
+
+
+def test_own_splits_may_number_their_sequences_alike(tmp_path):
+    for value, (split, name) in enumerate([("train", "1"), ("train", "2"), ("val", "1"), ("test", "1"), ("test", "2")]):
+        own(tmp_path / split, name, f"{value} 2 4 6", 50 * value)
+    assert found(tmp_path, "train") == [("1", 0), ("2", 50)]
+    assert found(tmp_path, "val") == [("1", 100)]
+    assert found(tmp_path, "test") == [("1", 150), ("2", 200)]
+    for folder in (tmp_path / "train").iterdir():
+        folder.rename(tmp_path / folder.name)
+    (tmp_path / "train").rmdir()
+    assert found(tmp_path, "train") == [("1", 0), ("2", 50)]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_own_sequences_that_are_in_two_splits_are_in_one(tmp_path, link):
+    own(tmp_path / "train", "a")
+    own(tmp_path / "train", "b", "7 2 4 6")
+    (tmp_path / "val").mkdir()
+    (os.symlink if link else shutil.copytree)(tmp_path / "train" / "a", tmp_path / "val" / "a")
+    assert [name for name, _ in found(tmp_path, "train")] == ["b"]
+    (tmp_path / "val").rename(tmp_path / "test")
+    with pytest.raises(DataError, match=r"1 training sequences are test sequences \(a"):
+        open_benchmark("own", tmp_path, split="train", modality="rgb")
+
+
+def test_names_in_lists_may_have_spaces(tmp_path):
+    for value, name in enumerate(("my dog", "a, b", "cat", "größe")):
+        own(tmp_path, name, value=value)
+    text(tmp_path / "train.txt", "my dog\n\na, b\r\ncat\t3\ngröße,1\n")
+    text(tmp_path / "val.txt", "cat\n")
+    assert found(tmp_path, "train") == [("my dog", 0), ("a, b", 1), ("größe", 3)]
+
+
+def test_hidden_folders_are_no_sequences(tmp_path):
+    """Such as that of a sequence whose writing was interrupted."""
+    lasher(tmp_path, "a", 1)
+    lasher(tmp_path, ".b.4711", 1)
+    assert list_split(LAYOUTS["lasher"], tmp_path, "all").names == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +466,7 @@ def test_own_data(tmp_path):
         ("left,top,width\n1,2,3\n", "columns left, top, width, 1 rows"),
         ("left,top,width,height\n1,2,3,4\n1,2,x,4\n", "line 3: '1,2,x,4'"),
         ("left,top,width,height\n1,2,3\n", "line 2: '1,2,3'"),
+        ("left,top,width,height,absent\n1,2,3,4,0\n1,2,3,4,2\n", "line 3: absent is 2; expected 0 or 1"),
         ("frame,left,top,width,height\n0,1,2,3,4\n2,1,2,3,4\n", r"frames \[0.0, 2.0\]"),
     ],
 )

@@ -51,6 +51,13 @@ def names(sequences):
     return [sequence.name for sequence in sequences]
 
 
+def test_one_sequence_is_too_few_for_training_and_validation(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "boxes.txt").write_text("1,2,3,4\n" * 3)
+    with pytest.raises(DataError, match="no training sequences beside those of validation"):
+        load_domain(DataConfig(benchmark="own", root=str(tmp_path), modality="rgb"))
+
+
 def test_a_domain_of_a_benchmark(lasher):
     """The validation part is not trained on, nor is a sequence without two visible frames; the source is synthetic unless said."""
     config = from_flat({"data.benchmark": "lasher", "data.root": str(lasher), "data.source_sequences": 1, "data.length": LENGTH})

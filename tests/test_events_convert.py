@@ -135,6 +135,14 @@ def test_frame_times_and_exposures_from_a_file(tmp_path, small):
     assert exposures is None
 
 
+@pytest.mark.parametrize("text", ["12\n12.04\n13\n", "# s\nbegin,end\n11.999,12\n12,12.08\n13,13\n"])
+def test_whole_numbers_among_fractions_are_seconds(tmp_path, text):
+    """As written with %g: a file has one unit."""
+    path = tmp_path / "times.txt"
+    path.write_text(text)
+    assert convert.read_frame_times(path)[0].tolist() == [12_000_000 - 500 * ("," in text), 12_040_000, 13_000_000]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

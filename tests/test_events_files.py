@@ -114,7 +114,7 @@ EXPECTED = [(t, x, y, bool(p)) for t, x, y, p in EXAMPLE]
 
 def test_numpy_files(tmp_path):
     c = columns(EXAMPLE)
-    np.savez(tmp_path / "a.npz", ts=c["t"] * 1e-6, xs=c["x"], ys=c["y"], pol=c["p"] * 2 - 1, width=40, height=30)
+    np.savez(tmp_path / "a.npz", ts=c["t"] * 1e-6, xs=c["x"], ys=c["y"], pol=c["p"] * 2 - 1, width=40, height=[30])
     np.savez_compressed(tmp_path / "b.npz", timestamps=c["t"], x=c["x"], y=c["y"], on=c["p"] > 0)
     np.save(tmp_path / "c.npy", np.stack([c[k].astype(np.int64) for k in "txyp"], axis=1))
     structured = np.empty(len(EXAMPLE), ev.EVENT_DTYPE)
@@ -134,6 +134,8 @@ def test_numpy_files(tmp_path):
         ("", "{t},{x},{y},{p}"),
         ("# a comment\n\n", "{t} {x} {y} {p}"),
         ("x;y;timestamp;polarity\n", "{x};{y};{t};{p}"),
+        ("\ufefft,x,y,p\r\n", "{t},{x},{y},{p}\r"),
+        ("\ufeff", "{t},{x},{y},{p}"),
         ("# first\nt\tx\ty\ton\n", "{t}\t{x}\t{y}\t{p}"),
         ("", "{s:.6f}  {x}  {y}  {p}"),
         ("id,time,x,y,p\n", "9,{s:.6e},{x},{y},{p}"),
@@ -174,6 +176,12 @@ def test_hdf5_layouts(tmp_path):
         assert read(tmp_path / "deep.hdf5", chunk) == EXPECTED
         assert read(tmp_path / "compound.h5", chunk) == EXPECTED
     assert (ev.open_events(tmp_path / "compound.h5").width, ev.open_events(tmp_path / "compound.h5").height) == (40, 30)
+    with h5py.File(tmp_path / "compound.h5", "r+") as file:  # as other languages write text and numbers
+        file.attrs["geometry"] = np.bytes_("41x31")
+    with h5py.File(tmp_path / "deep.hdf5", "r+") as file:
+        file.attrs["width"], file.attrs["height"] = np.array([42]), np.array([[32]])
+    sizes = [(stream.width, stream.height) for stream in map(ev.open_events, (tmp_path / "compound.h5", tmp_path / "deep.hdf5"))]
+    assert sizes == [(41, 31), (42, 32)]
     assert ev.open_events(tmp_path / "dsec.h5").width is None
 
     with h5py.File(tmp_path / "two.h5", "w") as file:

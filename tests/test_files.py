@@ -27,6 +27,19 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_one_number_do_not_meet(tmp_path):
+    """Processes on two machines, or in two containers, may have the same number and one shared folder."""
+    path = tmp_path / "a.bin"
+    with aside(path) as late:
+        with aside(path) as early:
+            early.write_bytes(b"early" * 100)
+            late.write_bytes(b"half")
+        assert path.read_bytes() == b"early" * 100
+        late.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_file_is_readable_by_others(tmp_path):
     with aside(tmp_path / "a.bin") as temporary:
         temporary.touch(0o600)

@@ -120,6 +120,20 @@ def test_truncated_and_damaged_images_are_named(rows):
             decode(image(bad), rows=rows)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_thermal_jpegs_are_shown_as_they_are_and_damage_is_named(channels):
+    """The infrared images of LasHeR and RGBT234: the same bytes for any rows, at full size."""
+    shown = scene()[..., :channels].squeeze()
+    data = cv2.imencode(".jpg", shown)[1].tobytes()
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decode(image(data, "thermal"), reduce=4).pixels, expected)
+    np.testing.assert_array_equal(decode(image(data, "thermal"), rows=40).pixels[:40], expected[:40])
+    middle = len(data) // 2
+    for bad in (data[:middle], data[:middle] + b"\xff\xd9", data[:middle] + b"\xff\xd9" + data[middle + 2 :]):
+        with pytest.raises(ImageError, match=r"a/0001: .*copy (it|the file) again"):
+            decode(image(bad, "thermal"))
+
+
 def test_bytes_between_pixels_and_end_marker_are_no_damage():
     data = jpeg(scene())
     padded = data[:-2] + b"\x00" * 7 + data[-2:]

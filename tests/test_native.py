@@ -1,4 +1,5 @@
 import functools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,15 @@ def test_wrong_wishes_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="target-test-0000: exists already"):
         write_native("depthtrack", tmp_path, [capture])
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_lists_keep_what_an_earlier_call_wrote(tmp_path):
+    first, second, third = (record("target-train", i, seed=7, length=2, modality="rgbt") for i in range(3))
+    for capture in (first, second):
+        write_native("lasher", tmp_path, [capture])
+    shutil.rmtree(tmp_path / "testingset" / first.name)
+    write_native("lasher", tmp_path, [third])
+    assert (tmp_path / "testingsetList.txt").read_text().split() == [second.name, third.name]
 
 
 def test_a_sequence_that_cannot_be_written_leaves_no_folder(tmp_path, monkeypatch):

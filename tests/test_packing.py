@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from srft.commands.data_check import Check
 from srft.commands.data_check import run as check
 from srft.commands.data_pack import Pack
-from srft.commands.data_pack import run as pack_command
+from srft.commands.data_pack import run as run_pack
 from srft.config import ConfigError, DataConfig
 from srft.data.benchmarks import DataError, open_benchmark
+from srft.data.benchmarks.splits import shipped_list
 from srft.data.crops import crop
 from srft.data.domain import load_domain
 from srft.data.images import StoredFrames
@@ -130,6 +133,70 @@ def test_an_interrupted_pack_goes_on(roots, tmp_path):
         packed(roots, "visevent", out, context=5.0)
 
 
+@pytest.fixture
+def three(tmp_path):
+    """The training list of three sequences of six thermal frames, whose levels tell them apart."""
+    root = tmp_path / "lasher"
+    captures = [record("target-train", i, seed=7, length=6, modality="rgbt") for i in range(3)]
+    write_native("lasher", root, captures, split="train")
+    return root
+
+
+def relabel(root, box):
+    (folder,) = (root / "trainingset").glob("*-0001")
+    for name in ("visible", "infrared", "init"):
+        (folder / f"{name}.txt").write_text(f"{box}\n" * 6)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_annotation_put_right_is_packed_again(three, tmp_path, finished):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    if not finished:
+        (out / MANIFEST).unlink()
+    relabel(three, "3,4,20,30")
+    before = [file.stat().st_mtime_ns for file in sorted(out.glob("*.arrow"))]
+    manifest = packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    np.testing.assert_array_equal(open_pack(out, split="trainval")[1].boxes, [[3, 4, 20, 30]] * 6)
+    after = [file.stat().st_mtime_ns for file in sorted(out.glob("*.arrow"))]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [False, False, True, True, False, False]
+    assert not check_pack(out).problems
+    assert manifest == read_manifest(out)
+
+
+def test_a_pack_that_is_written_again_has_no_manifest_meanwhile(three, tmp_path):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6)
+    relabel(three, "3,4,20,30")
+    seen = []
+    packed({"lasher": three}, "lasher", out, frames_per_shard=6, on_shard=lambda *_: seen.append((out / MANIFEST).exists()))
+    assert seen[-1] is False
+
+
+@pytest.mark.parametrize(("first", "then"), [({}, {"modality": "rgb"}), ({"context": 5.0}, {"context": 5.0, "quality": 50})])
+def test_a_pack_of_another_modality_or_quality_is_not_written_over(three, tmp_path, first, then):
+    packed({"lasher": three}, "lasher", tmp_path / "pack", **first)
+    with pytest.raises(DataError, match="holds another pack"):
+        packed({"lasher": three}, "lasher", tmp_path / "pack", **then)
+    assert not check_pack(tmp_path / "pack").problems
+
+
+def test_a_pack_made_anew_in_the_same_place_is_read_anew(three, tmp_path):
+    out = tmp_path / "pack"
+    packed({"lasher": three}, "lasher", out)
+    old = open_pack(out, split="trainval")
+    before = old[0].frames[2]
+    shutil.rmtree(out)
+    for folder in (three / "trainingset").iterdir():  # the last frame comes first
+        for images in (folder / "visible", folder / "infrared"):
+            files = sorted(images.iterdir())
+            contents = [file.read_bytes() for file in files]
+            for file, content in zip(files, reversed(contents), strict=True):
+                file.write_bytes(content)
+    packed({"lasher": three}, "lasher", out)
+    np.testing.assert_array_equal(open_pack(out, split="trainval")[0].frames[3], before)
+
+
 def test_a_killed_process_leaves_whole_shards(roots, tmp_path):
     out = tmp_path / "pack"
     command = f"""
@@ -223,10 +290,41 @@ def test_a_run_trains_from_a_pack_by_its_address(roots, tmp_path):
 @pytest.mark.parametrize("out", ["packs/depth", "memory://bucket/hint"])
 def test_the_command_names_a_root_that_training_takes(roots, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
-    pack_command(Pack(benchmark="depthtrack", root=roots["depthtrack"], out=out, splits=("trainval",), partial=True, workers=1))
+    run_pack(Pack(benchmark="depthtrack", root=roots["depthtrack"], out=out, splits=("trainval",), partial=True, workers=1))
     root = capsys.readouterr().out.strip().rpartition("data.root=")[2]
     assert DataConfig(modality="rgbd", benchmark="depthtrack", root=root).root == root
     assert len(open_pack(root, split="trainval")) == 3
+
+
+def test_a_protocol_is_that_of_a_pack_too(tmp_path):
+    """Published results on other sequences than was said would be compared."""
+    listed = shipped_list("visevent_test_172.txt")
+    other = next(name for name in shipped_list("visevent_test_320.txt") if name not in listed)
+    names = (listed[1], other, listed[0])
+    captures = [replace(record("target-train", i, seed=7, length=2), name=name) for i, name in enumerate(names)]
+    write_native("visevent", tmp_path / "visevent", captures)
+    pack("visevent", tmp_path / "visevent", tmp_path / "pack", splits=("test",), workers=1)
+    for root in (tmp_path / "visevent", tmp_path / "pack"):
+        assert [s.name for s in open_benchmark("visevent", root)] == list(names)
+        found = open_benchmark("visevent", root, protocol="172", partial=True)
+        assert [s.name for s in found] == list(listed[:2])
+        with pytest.raises(DataError, match=r"170 of 172 sequences are missing"):
+            open_benchmark("visevent", root, protocol="172")
+        with pytest.raises(DataError, match=r"no test protocol '300'"):
+            open_benchmark("visevent", root, protocol="300")
+
+
+def test_own_thermal_data_are_packed_as_such(tmp_path):
+    folder = tmp_path / "own" / "a"
+    for kind, step, type_ in (("rgb", 1, np.uint8), ("thermal", 1000, np.uint16)):
+        (folder / kind).mkdir(parents=True)
+        for i in range(3):
+            assert cv2.imwrite(str(folder / kind / f"{i}.png"), np.full((12, 16), step * i, type_))
+    (folder / "boxes.txt").write_text("1,2,3,4\n" * 3)
+    run_pack(Pack(benchmark="own", root=tmp_path / "own", out=str(tmp_path / "pack"), splits=("all",), workers=1, modality="rgbt"))
+    (expected,) = open_benchmark("own", tmp_path / "own", split="all", modality="rgbt")
+    (found,) = open_benchmark("own", tmp_path / "pack", split="all", modality="rgbt")
+    np.testing.assert_array_equal(found.frames[2], expected.frames[2])
 
 
 def test_settings_out_of_range_are_refused(roots, tmp_path):

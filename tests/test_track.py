@@ -11,8 +11,8 @@ import pytest
 from srft import cli
 from srft.commands.track import parse_box
 from srft.data import davis_cars
-from srft.data.clip import Clip, open_clip
-from srft.data.events import polarity_image
+from srft.data.clip import Clip, EventImages, open_clip
+from srft.data.events import EVENT_DTYPE, Recording, polarity_image, represent
 from srft.data.events.aedat4_writer import write_aedat4
 from srft.data.events.windows import frame_windows
 from srft.data.video import VideoFrames
@@ -158,6 +158,17 @@ def test_without_times_video_and_events_start_together(folders, recording):
     assert len(frame_windows(events["t"], np.array([first + 100_000]))) == 1
 
 
+@pytest.mark.parametrize("representation", ["polarity", "red_blue", "three_windows"])
+def test_events_of_a_clip_are_shown_as_those_of_a_benchmark(representation):
+    """Thirds are those of the time since the frame before, whenever the first and the last event in it were."""
+    events = np.zeros(3, EVENT_DTYPE)
+    events["t"], events["x"], events["p"] = [1100, 1101, 2900], [1, 2, 3], [1, 0, 1]
+    recording = Recording(frames=np.empty((0, 4, 5), np.uint8), frame_times=np.empty(0, np.int64), events=events)
+    images = EventImages(recording, np.array([1000, 2000, 3000]), representation=representation)
+    for i, (window, start) in enumerate([(events[:0], 0), (events[:2], 1000), (events[2:], 2000)]):
+        np.testing.assert_array_equal(images[i], represent(representation, window, 4, 5, start=start, stop=start + 1000))
+
+
 def test_a_recording_with_frames_is_a_clip(tmp_path, recording, car):
     source = davis_cars.load_recording()
     write_aedat4(tmp_path / "cars.aedat4", source)
@@ -170,6 +181,16 @@ def test_a_recording_with_frames_is_a_clip(tmp_path, recording, car):
         np.testing.assert_array_equal(aux, car.frames[t][..., 3:])
     with pytest.raises(ValueError, match="is a recording that brings its events with it; leave folder out"):
         open_clip(str(tmp_path / "cars.aedat4"), aux="folder")
+
+
+def test_a_sensor_whose_size_the_file_does_not_say_is_that_of_the_frames(tmp_path, folders):
+    """Not up to the last row and column with an event."""
+    (tmp_path / "events.csv").write_text("t,x,y,p\n0,1,2,1\n20000,30,20,0\n90000,3,4,1\n")
+    clip = open_clip(str(folders / "rgb"), events=tmp_path / "events.csv", fps=25)
+    np.testing.assert_array_equal(np.argwhere(clip.frame(0)[1]), [[2, 1, 0], [20, 30, 2]])
+    (tmp_path / "events.csv").write_text("t,x,y,p\n0,1,2,1\n20000,346,20,0\n")
+    with pytest.raises(ValueError, match=r"x is 346; expected less than 346"):
+        open_clip(str(folders / "rgb"), events=tmp_path / "events.csv")
 
 
 def test_times_and_sensors_that_do_not_fit_are_named(tmp_path, folders, recording):

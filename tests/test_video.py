@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -144,3 +146,16 @@ def test_images_that_are_something_else_are_named(tmp_path):
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:20])
     with pytest.raises(ValueError, match=r"0\.png: truncated"):
         ImageFolder(tmp_path)[0]
+
+
+def test_one_video_read_by_several_threads_gives_each_its_frames(tmp_path):
+    """Two at once in one decoder would end the process."""
+    path = tmp_path / "steps.avi"
+    with video_writer(path, fps=25, width=32, height=32) as writer:
+        for level in range(200):
+            writer.write(np.full((32, 32, 3), level, np.uint8))
+    frames = VideoFrames(path)
+    wanted = np.random.default_rng(0).permutation(200)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda i: float(frames[int(i)].mean()), wanted))
+    np.testing.assert_allclose(found, wanted, atol=3)

@@ -28,6 +28,8 @@ class Pack:
     """Folder of the pack, or an address that fsspec knows."""
     splits: tuple[Literal["train", "val", "trainval", "test", "all"], ...] = ("train", "val")
     """Parts to pack."""
+    modality: Literal["rgbe", "rgbd", "rgbt"] | None = None
+    """Of own data, what the auxiliary frames are, as data.modality says it in training; left out: events, or the benchmark's."""
     rgb_only: bool = False
     """Leave the auxiliary frames out."""
     partial: bool = False
@@ -68,7 +70,7 @@ def run(command: Pack) -> None:
             command.root,
             command.out,
             splits=command.splits,
-            modality="rgb" if command.rgb_only else None,
+            modality="rgb" if command.rgb_only else command.modality,
             partial=command.partial,
             context=command.context,
             quality=command.quality,

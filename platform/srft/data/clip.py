@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from srft.data import davis_cars
-from srft.data.events import frame_windows, read_aedat4, read_events, represent
+from srft.data.events import open_events, read_aedat4, read_events, represent
 from srft.data.events.recording import Recording
+from srft.data.events.windows import interval_edges, window_slices
 from srft.data.frames import Frame
 from srft.data.sequence import FrameSource
 from srft.data.video import Pixels, VideoFrames, open_frames
@@ -31,7 +32,8 @@ class EventImages:
             frame_times: ``[T]`` microseconds on the recording's clock.
             representation: ``polarity``, ``red_blue`` or ``three_windows``, see :mod:`srft.data.events.representations`.
         """
-        self._events, self._windows = recording.events, frame_windows(recording.events["t"], frame_times)
+        self._events, self._edges = recording.events, interval_edges(frame_times)
+        self._windows = window_slices(recording.events["t"], self._edges)
         self._height, self._width = recording.frames.shape[1:]
         self._representation = representation
 
@@ -47,7 +49,9 @@ class EventImages:
         Returns:
             ``[H, W, 3]`` uint8.
         """
-        return represent(self._representation, self._events[self._windows[index]], self._height, self._width)
+        start, stop = self._edges[index].tolist()
+        window = self._events[self._windows[index]]
+        return represent(self._representation, window, self._height, self._width, start=start, stop=stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +184,14 @@ class _Grey:
 
 
 def _beside(frames: FrameSource, events: Path, times: np.ndarray | None, fps: float, representation: str) -> EventImages:
-    recording = read_events(events)
+    size, known = frames[0].shape[:2], open_events(events).width is not None
+    recording = read_events(events, size=None if known else (size[1], size[0]))
     if not len(recording.events):
         raise ValueError(f"{events}: there is no event in it")
     if times is None:
         first = int(recording.events["t"][0])
         times = first + np.rint(np.arange(1, len(frames) + 1) * 1e6 / fps).astype(np.int64)
-    size, sensor = frames[0].shape[:2], recording.frames.shape[1:]
-    if size != sensor:
+    if size != (sensor := recording.frames.shape[1:]):
         raise ValueError(
             f"{events}: its sensor has {sensor[1]}x{sensor[0]} pixels, the frames {size[1]}x{size[0]}; expected the same pixels. "
             "Align them, and write the events as images for --aux"

@@ -25,7 +25,7 @@ def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
         training sequences less the validation part, and at most as many of validation and source as asked for, spread over the list.
 
     Raises:
-        DataError: no pair can be drawn from any training sequence.
+        DataError: there is no training sequence, or no pair can be drawn from any.
     """
     if data.benchmark:
         train = open_benchmark(data.benchmark, data.root, split="train", modality=data.modality)
@@ -37,10 +37,12 @@ def load_domain(data: DataConfig, cache: Path | None = None) -> Domain:
         source = _spread(held_out, data.source_sequences)
     else:
         source = rendered(data, "source-test", cache)
+    where = data.root or "the synthetic world"
+    if not train:
+        raise DataError(f"{where}: no training sequences beside those of validation; expected at least one, add sequences")
     reasons = {sequence.name: unusable(sequence, data.pairs, data.max_gap) for sequence in train}
     usable = tuple(sequence for sequence in train if reasons[sequence.name] is None)
     if not usable:
-        where = data.root or "the synthetic world"
         raise DataError(f"{where}: no pair can be drawn from any of {len(train)} sequences; the first: {next(iter(reasons.values()))}")
     return Domain(train=usable, val=val, source=source)
 

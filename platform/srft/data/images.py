@@ -166,8 +166,9 @@ def decode(image: StoredImage, *, rows: int | None = None, reduce: int = 1) -> D
     render = RENDERINGS.get(image.rendering)
     if render is None:
         raise ImageError(f"{name}: rendering is {image.rendering!r}; expected one of {', '.join(RENDERINGS)}")
-    if bytes(data[:2]) == b"\xff\xd8" and image.rendering == "image":
-        return _decode_jpeg(data, name, rows, reduce)
+    if bytes(data[:2]) == b"\xff\xd8" and image.rendering in ("image", "thermal"):
+        # OpenCV takes damaged ones, so it is not asked: a thermal JPEG has 8 bits, which are shown as they are.
+        return _decode_jpeg(data, name, rows, reduce if image.rendering == "image" else 1)
     buffer = np.frombuffer(data, np.uint8)
     whole = _complete(data)
     pixels = None

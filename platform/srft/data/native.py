@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def write_native(
 ) -> list[Path]:
     """Write sequences in a benchmark's official layout. A sequence folder is whole or absent; list files come last.
 
+    Lists keep the sequences of earlier calls that are there.
+
     Args:
         benchmark: whose layout.
         root: folder of the benchmark; made if need be.
@@ -76,7 +79,7 @@ def write_native(
         if folder.exists():
             raise ValueError(f"{folder}: exists already; choose another root, or delete the folder")
         parent.mkdir(parents=True, exist_ok=True)
-        beside = parent / f".{capture.name}.{os.getpid()}"
+        beside = parent / f".{capture.name}.{uuid.uuid4().hex}"
         try:
             layout.write(capture, beside, number)
             os.replace(beside, folder)
@@ -86,7 +89,10 @@ def write_native(
         if on_sequence:
             on_sequence()
     for name, line in layout.lists.get(split, {}).items():
-        write_text(root / name, "".join(f"{line.format(name=folder.name)}\n" for folder in written))
+        earlier = (root / name).read_text().splitlines() if (root / name).is_file() else []
+        kept = [old for old in earlier if old.strip() and (parent / old.partition("\t")[0]).is_dir()]
+        lines = dict.fromkeys([*kept, *(line.format(name=folder.name) for folder in written)])
+        write_text(root / name, "".join(f"{one}\n" for one in lines))
     for name, text in layout.files.items():
         write_text(root / name, text)
     return written

@@ -61,6 +61,8 @@ def pack(
 ) -> Manifest:
     """Pack a benchmark. What an interrupted call has finished is kept: the same call goes on.
 
+    A shard whose sequences, boxes or flags are others now is written again; that images were replaced is not noticed.
+
     Args:
         benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
         root: its folder.
@@ -90,22 +92,27 @@ def pack(
         raise ValueError(
             f"frames_per_shard {frames_per_shard}, quality {quality}, workers {workers}; expected positive, 1 to 100, positive"
         )
-    layout = layout_of(benchmark)
+    kind = modality or layout_of(benchmark).modality
     plans: list[_Plan] = []
     for split in splits:
         sequences = open_benchmark(benchmark, root, split=split, modality=modality, partial=partial)
         kept = context if split in ("train", "trainval") else None
         for number, some in enumerate(_grouped(sequences, frames_per_shard)):
-            frames = ",".join(f"{s.name}:{len(s)}:{s.offset}" for s in some)
-            described = f"{benchmark}|{modality}|{split}|{kept}|{quality if kept else None}|{frames}"
-            identity = hashlib.sha256(described.encode()).hexdigest()[:16]
+            described = hashlib.sha256(f"{benchmark}|{modality}|{split}|{kept}|{quality if kept else None}".encode())
+            for s in some:
+                described.update(f"|{s.name}:{len(s)}:{s.offset}:{s.attributes}".encode() + s.boxes.tobytes() + s.absent.tobytes())
+            identity = described.hexdigest()[:16]
             plans.append(_Plan(f"{split}-{number:05d}.arrow", split, some, kept, quality, identity))
-    wanted = {plan.file: plan.identity for plan in plans}
+    files = {plan.file for plan in plans}
     filesystem, path = place_of(out)
-    if filesystem.exists(f"{path}/{MANIFEST}"):
+    if there := filesystem.exists(f"{path}/{MANIFEST}"):
         found = read_manifest(out)
-        if {shard.file for shard in found.shards} != set(wanted) or (found.benchmark, found.context) != (benchmark, context):
-            raise DataError(f"{out}: holds another pack ({found.benchmark}, context {found.context}); choose another place or delete it")
+        settings = (found.benchmark, found.modality, found.context, found.quality)
+        if {shard.file for shard in found.shards} != files or settings != (benchmark, kind, context, quality if context else None):
+            raise DataError(
+                f"{out}: holds another pack ({found.benchmark}, {found.modality}, context {found.context}, quality {found.quality}, "
+                f"{len(found.shards)} shards); choose another place or delete it"
+            )
     if folder := local_folder(out):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_PART}*"):  # of a call that was killed
@@ -120,13 +127,15 @@ def pack(
             done[plan.file] = finished
             if on_shard:
                 on_shard(finished.frames, total)
+    if todo and there:  # of shards that are about to be others
+        filesystem.rm_file(f"{path}/{MANIFEST}")
     for shard in _written(out, todo, workers or os.cpu_count() or 1):
         done[shard.file] = shard
         if on_shard:
             on_shard(shard.frames, total)
     manifest = Manifest(
         benchmark=benchmark,
-        modality="rgb" if modality == "rgb" else (modality or layout.modality),
+        modality=kind,
         licence=licence,
         source=source,
         context=context,

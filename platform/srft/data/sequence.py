@@ -20,12 +20,16 @@ class FrameSource(Protocol):
         ...
 
 
+def _kind(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
     """One annotated video of one target.
 
     Raises:
-        ValueError: boxes, absent flags and frames differ in number.
+        ValueError: boxes or absent flags are not as below, or differ from the frames in number.
     """
 
     name: str
@@ -46,6 +50,11 @@ class Sequence:
                 f"sequence {self.name}: {len(self.frames)} frames, {len(self.boxes)} boxes and {len(self.absent)} absent flags; "
                 "expected one box and one flag per frame"
             )
+        if not isinstance(self.boxes, np.ndarray) or self.boxes.shape != (len(self), 4):
+            raise ValueError(f"sequence {self.name}: boxes are {_kind(self.boxes)}; expected an array [{len(self)}, 4], np.array(boxes)")
+        if not isinstance(self.absent, np.ndarray) or self.absent.dtype != bool or self.absent.ndim != 1:  # ~ would invert bits
+            expected = f"bool [{len(self)}], np.array(absent).astype(bool)"
+            raise ValueError(f"sequence {self.name}: absent is {_kind(self.absent)}; expected {expected}")
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -227,7 +227,7 @@ def read_index(root: str | Path, shard: ShardFile) -> list[dict[str, Any]]:
         DataError: the file is missing, damaged, or does not hold what the manifest says.
     """
     path = fetch(root, shard.index, shard.index_sha256)
-    rows = _arrow(path).read_all().to_pylist() if path.stat().st_size else []
+    rows = _arrow(path, shard.index_sha256).read_all().to_pylist() if path.stat().st_size else []
     frames = sum(len(row["absent"]) for row in rows)
     if (len(rows), frames) != (shard.sequences, shard.frames):
         raise DataError(
@@ -274,13 +274,10 @@ def shard_sequences(root: str | Path, shard: ShardFile, *, rgb_only: bool = Fals
         rgb_only: leave the auxiliary frames out.
 
     Returns:
-        The sequences.
-
-    Raises:
-        DataError: a file is missing or of another size than the manifest says.
+        The sequences. A file that is missing or of another size than the manifest says is a DataError.
     """
-    if local_folder(root) and (size := fetch(root, shard.file, shard.sha256).stat().st_size) != shard.bytes:
-        raise DataError(f"{root}/{shard.file}: {size} bytes; expected {shard.bytes}, by {MANIFEST}. The file is damaged, copy it again")
+    if local_folder(root):
+        _whole(root, shard)
     first, sequences = 0, []
     for row in read_index(root, shard):
         absent = np.array(row["absent"], bool)
@@ -325,10 +322,10 @@ class PackedFrames:
         """
         if not 0 <= index < self.count:
             raise IndexError(f"frame {index} of sequence {self.name}; it has {self.count}")
-        path = _local(self.root, self.shard.file, self.shard.sha256)
+        path = _local(self.root, self.shard)
         at, row = divmod(self.first + index, ROWS)
         try:
-            batch = _batch(path, at)
+            batch = _batch(path, self.shard.sha256, at)
             columns = [batch[name][row].as_buffer() for name in ("rgb", "aux")[: len(self.renderings)]]
             where = None
             if "frame_height" in batch.schema.names:
@@ -346,18 +343,24 @@ class PackedFrames:
         return decode_frame(self.stored(index))
 
 
-@functools.lru_cache(maxsize=4096)
-def _local(root: str, file: str, checksum: str) -> Path:
-    return fetch(root, file, checksum)
+def _whole(root: str | Path, shard: ShardFile) -> Path:
+    path = fetch(root, shard.file, shard.sha256)
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DataError(f"{root}/{shard.file}: {size} bytes; expected {shard.bytes}, by {MANIFEST}. The file is damaged, copy it again")
+    return path
+
+
+# What is kept open is kept by checksum: another pack may take a pack's place while a process lives.
+_local = functools.lru_cache(maxsize=4096)(_whole)
 
 
 @functools.lru_cache(maxsize=4096)
-def _batch(path: Path, at: int) -> Any:
-    return _arrow(path).get_batch(at)  # addresses in the memory map, no images
+def _batch(path: Path, checksum: str, at: int) -> Any:
+    return _arrow(path, checksum).get_batch(at)  # addresses in the memory map, no images
 
 
 @functools.lru_cache(maxsize=512)
-def _arrow(path: Path) -> Any:
+def _arrow(path: Path, checksum: str) -> Any:
     import pyarrow as pa
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ class VideoFrames:
             raise ValueError(f"{self.path}: no frames can be read from it; expected a video file")
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 30.0
         """Frames per second."""
-        self._next = 0
+        self._next, self._lock = 0, threading.Lock()  # a decoder is at one place
 
     def __len__(self) -> int:
         return self._count
@@ -118,10 +119,11 @@ class VideoFrames:
         if not -self._count <= index < self._count:
             raise IndexError(f"{self.path}: frame {index} of {self._count}")
         index %= self._count
-        if index != self._next:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        read, image = self._capture.read()
-        self._next = index + 1 if read else -1
+        with self._lock:
+            if index != self._next:
+                self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+            read, image = self._capture.read()
+            self._next = index + 1 if read else -1
         if not read:
             raise ValueError(
                 f"{self.path}: frame {index} of {self._count} cannot be decoded; the file is damaged or cut off. Use the frames before it"

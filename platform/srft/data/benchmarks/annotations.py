@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,9 @@ def parse_table(text: str, where: str) -> tuple[np.ndarray, np.ndarray | None]:
             if len(row) != len(names) or not _number(row[names.index(name)]):
                 raise DataError(f"{where}, line {number}: {lines[number - 1][:60]!r}; expected {len(names)} numbers, or nothing for no box")
         columns[name] = np.array([float(row[names.index(name)].strip() or "nan") for row in cells])
+        if name == "absent" and (bad := ~np.isin(columns[name], (0, 1)) & ~np.isnan(columns[name])).any():
+            at = int(np.argmax(bad))
+            raise DataError(f"{where}, line {at + 2}: absent is {columns[name][at]:g}; expected 0 or 1, or nothing for a target in view")
     if "frame" in columns and (columns["frame"][0] not in (0, 1) or np.any(np.diff(columns["frame"]) != 1)):
         raise DataError(f"{where}: frames {columns['frame'][:4].tolist()}, ...; expected every one, from 0 or 1. Add rows without a box")
     boxes = np.stack([columns[name] for name in ("left", "top", *corners)], 1)
@@ -183,10 +187,10 @@ def parse_flags(text: str, where: str, *, absent: int) -> np.ndarray:
     Raises:
         DataError: there are no flags, or one is neither 0 nor 1.
     """
-    values = re.split(r"[,;\s]+", text.strip().lstrip("\ufeff"))
+    values = re.split(r"\s*[,;]\s*|\s+", text.lstrip("\ufeff").strip().rstrip(",; \t\r\n"))
     if values == [""]:
         raise DataError(f"{where}: empty; expected one flag a frame. Fetch the annotation again")
-    flags = np.array([{"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value, -1) for value in values])
+    flags = np.array([float(value) if _number(value or "inf") and float(value) in (0, 1) else -1 for value in values])
     if (flags < 0).any():
         bad = int(np.argmax(flags < 0))
         raise DataError(f"{where}, flag {bad + 1}: {values[bad][:40]!r}; expected 0 or 1. Fetch the annotation again")
@@ -198,10 +202,13 @@ class Tree:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._zip = zipfile.ZipFile(self.root) if self.root.is_file() else None
-        self._names = set(self._zip.namelist()) if self._zip else None
         if not self.root.exists():
             raise DataError(f"{self.root}: no such folder or zip file; expected annotations")
+        try:
+            self._zip = zipfile.ZipFile(self.root) if self.root.is_file() else None
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{self.root}: not a zip file ({error}); expected one, or a folder of annotations. Unpack it") from None
+        self._names = set(self._zip.namelist()) if self._zip else None
 
     def text(self, name: str) -> str | None:
         """Content of a file.
@@ -211,14 +218,20 @@ class Tree:
 
         Returns:
             Its text; None if there is no such file.
+
+        Raises:
+            DataError: the zip file is damaged.
         """
         if self._zip is not None:
-            return self._zip.read(name).decode("utf-8", "replace") if name in (self._names or ()) else None
+            try:
+                return self._zip.read(name).decode("utf-8", "replace") if name in (self._names or ()) else None
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise DataError(f"{self.root}/{name}: damaged ({error}). Fetch the zip file again") from None
         path = self.root / name
         return path.read_text("utf-8", "replace") if path.is_file() else None
 
     def glob(self, pattern: str) -> list[str]:
-        """Files that a pattern names; a star does not cross folders.
+        """Files that a pattern names; a star does not cross folders. Hidden ones, as of interrupted writing, are none.
 
         Args:
             pattern: relative path with stars.
@@ -227,9 +240,10 @@ class Tree:
             Relative paths, sorted.
         """
         if self._names is None:
-            return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
-        depth = pattern.count("/")
-        return sorted(name for name in fnmatch.filter(self._names, pattern) if name.count("/") == depth)
+            names = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+        else:
+            names = [name for name in fnmatch.filter(self._names, pattern) if name.count("/") == pattern.count("/")]
+        return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
 def read_annotations(benchmark: str, source: str | Path, *, names: Iterable[str] | None = None) -> dict[str, Annotation]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from srft.data.benchmarks.annotations import Annotation, Tree, annotation_files, read_annotation
-from srft.data.benchmarks.images import EventImages, ImageSource, open_source
+from srft.data.benchmarks.images import ImageSource, misfit, open_source
 from srft.data.benchmarks.layouts import DataError, Frames, Layout, layout_of
 from srft.data.benchmarks.reader import auxiliary, read_offsets
 from srft.data.benchmarks.splits import NoSequences, Split, list_split
@@ -235,8 +235,8 @@ def _look(
         extra = len(source) - rows
         if extra > 0 and layout.more_frames:
             more = max(more, extra)
-        elif extra < 0 or (extra > 0 and not isinstance(source, EventImages)):
-            note("count", f"{source.where(0)} and after: {len(source)} frames, but {rows} rows of annotation; expected as many")
+        if message := misfit(source, rows, more_frames=layout.more_frames):
+            note("count", message)
     shortest = min((len(source) for source in sources), default=0)
     read = 0
     for index in range(shortest) if every else sorted({0, shortest - 1} - {-1}):

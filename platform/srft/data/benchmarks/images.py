@@ -8,19 +8,21 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
 from srft.data.benchmarks.layouts import VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
-from srft.data.events import Recording, read_events, represent
+from srft.data.events import EVENT_DTYPE, represent
+from srft.data.events.aedat4 import frame_clock, open_aedat4
 from srft.data.events.windows import interval_edges, window_slices
 from srft.data.images import StoredFrame, StoredImage, decode, merge
 from srft.data.video import IMAGES, VideoFrames, natural_key
 
-__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "open_source"]
+__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "misfit", "open_source"]
 
 _RENDERINGS: dict[Kind, str] = {"rgb": "image", "event": "image", "depth": "depth:jet", "thermal": "thermal"}
 
@@ -89,10 +91,23 @@ class ImageFiles:
         if not names or len(names) % self.per_frame:
             raise DataError(f"{folder}: {len(names)} images; expected {self.per_frame} a frame. Fetch the folder again")
         self.folder, self.kind = folder, kind
-        self._names = np.array([os.fsencode(name) for name in sorted(names, key=natural_key)])
+        self._names = np.array([os.fsencode(name) for name in sorted(names, key=lambda name: (natural_key(name), name))])
 
     def __len__(self) -> int:
         return len(self._names) // self.per_frame
+
+    def gap(self, count: int) -> int | None:
+        """Where an image is missing, by the last number in the names.
+
+        Args:
+            count: of the first images, that are looked at.
+
+        Returns:
+            Number of the image before; None where none is missing, or names are not numbered one by one.
+        """
+        found = [re.findall("[0-9]+", os.fsdecode(name).rpartition(".")[0]) for name in self._names[:count]]
+        steps = np.diff([int(digits[-1]) for digits in found]) if all(found) else np.empty(0)
+        return int(np.argmax(steps > 1)) if len(steps) and np.median(steps) == 1 and steps.max() > 1 else None
 
     def path(self, number: int) -> Path:
         """A file.
@@ -194,28 +209,26 @@ class EventImages(_Made):
     """Event images of a recording with frames. One recording is in memory at a time: go through sequences one by one, or pack them.
 
     Raises:
-        DataError: the recording starts after the first image of the sequence, or does not say when frames were exposed.
+        DataError: the recording ends before the first image of the sequence, or does not say how long frames were exposed.
     """
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
-        self.path, self.representation, self.first = path, representation, first
-        recording = _recording(path)
-        if recording.exposures is None:
-            raise DataError(f"{path}: does not say when its frames were exposed; expected an AEDAT 4 file with frames")
-        self._count = len(recording.frame_times) - first
+        exposures = _recording(path).exposures
+        self.path, self.representation, self.first, self._count = path, representation, first, len(exposures) - first
         if self._count < 1:
-            raise DataError(f"{path}: {len(recording.frame_times)} frames, and the sequence starts at frame {first}; expected more frames")
+            raise DataError(f"{path}: {len(exposures)} frames, and the sequence starts at frame {first}; expected more frames")
+        if representation == "red_blue" and not np.diff(exposures).any():
+            raise DataError(f"{path}: does not say how long its frames were exposed; expected an AEDAT 4 file that does")
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> np.ndarray:
         recording = _recording(self.path)
-        exposures = recording.exposures
-        edges = exposures if self.representation == "red_blue" and exposures is not None else interval_edges(recording.frame_times)
+        edges = recording.exposures if self.representation == "red_blue" else interval_edges(recording.times)
         edge = edges[self.first + index]
         events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
-        return represent(self.representation, events, *recording.frames.shape[1:], start=int(edge[0]), stop=int(edge[1]))
+        return represent(self.representation, events, *recording.size, start=int(edge[0]), stop=int(edge[1]))
 
     def where(self, index: int) -> str:
         """Place of a frame.
@@ -229,9 +242,20 @@ class EventImages(_Made):
         return f"{self.path}, frame {self.first + index}"
 
 
+class _Events(NamedTuple):
+    events: np.ndarray
+    times: np.ndarray
+    exposures: np.ndarray
+    size: tuple[int, int]
+
+
 @functools.lru_cache(maxsize=1)
-def _recording(path: Path) -> Recording:
-    return read_events(path, sort=True)
+def _recording(path: Path) -> _Events:
+    # Without the pixels of its frames, which may be coloured and take the most memory: only their times matter.
+    stream = open_aedat4(path)
+    parts = list(stream.chunks(any_order=True))
+    events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
+    return _Events(events[np.argsort(events["t"], kind="stable")], *frame_clock(path), (stream.height or 0, stream.width or 0))
 
 
 def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first: int | None) -> ImageSource:
@@ -257,7 +281,7 @@ def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first
                 return (ImageTriples if frames.triples else ImageFiles)(place, frames.kind)
             expected.append(f"{place.name}/")
         elif isinstance(frames, Video):
-            for suffix in VIDEO_SUFFIXES:
+            for suffix in (*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)):
                 if (place := folder / f"{frames.stem}{suffix}").is_file():
                     return VideoFile(place)
             expected.append(f"{frames.stem}.mp4")
@@ -269,6 +293,25 @@ def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first
                 return EventImages(place, frames.representation, first)
             expected.append(place.name)
     raise DataError(f"{folder}: no frames; expected {' or '.join(expected)}. Fetch the sequence again, or leave the modality out")
+
+
+def misfit(source: ImageSource, rows: int, *, more_frames: bool) -> str | None:
+    """Why images cannot be those of the annotated frames.
+
+    Args:
+        source: the images.
+        rows: annotated frames.
+        more_frames: images after the last annotated one are no error.
+
+    Returns:
+        A message; None where nothing speaks against it.
+    """
+    found = len(source)
+    if found < rows or (found > rows and not more_frames and not isinstance(source, EventImages)):
+        return f"{source.where(0)} and after: {found} frames, but {rows} rows of annotation; expected as many. Fetch the sequence again"
+    if more_frames and isinstance(source, ImageFiles) and (before := source.gap(rows)) is not None:
+        return f"{source.where(before)}: the image after it is missing; expected one of each frame. Fetch the sequence again"
+    return None
 
 
 class NativeFrames:
@@ -324,12 +367,8 @@ class NativeFrames:
 
     def _open(self, alternatives: tuple[Frames, ...]) -> ImageSource:
         source = open_source(self.folder, self.name, alternatives, self._first)
-        more = self._more_frames or isinstance(source, EventImages)
-        if len(source) < self.rows or (len(source) > self.rows and not more):
-            raise DataError(
-                f"{source.where(0)} and after: {len(source)} frames, but {self.rows} rows of annotation; expected as many. "
-                "Fetch the sequence again"
-            )
+        if message := misfit(source, self.rows, more_frames=self._more_frames):
+            raise DataError(message)
         return source
 
     def stored(self, index: int) -> StoredFrame:

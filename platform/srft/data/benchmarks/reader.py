@@ -10,7 +10,7 @@ from srft.config import Modality
 from srft.data.benchmarks.annotations import Annotation, Tree, read_annotation
 from srft.data.benchmarks.images import NativeFrames
 from srft.data.benchmarks.layouts import DataError, EventFile, Frames, Layout, layout_of
-from srft.data.benchmarks.splits import Split, list_split
+from srft.data.benchmarks.splits import Split, list_split, protocol_list
 from srft.data.sequence import Sequence
 from srft.data.shards import is_pack, open_pack
 
@@ -51,7 +51,8 @@ def open_benchmark(
     """
     layout = layout_of(benchmark)
     if is_pack(root):
-        return open_pack(root, split=split, modality=modality, benchmark=layout.name)
+        packed = open_pack(root, split=split, modality=modality, benchmark=layout.name)
+        return packed if protocol is None else _of_protocol(packed, root, protocol_list(layout, split, protocol), partial=partial)
     listing = list_split(layout, root, split, protocol)
     if listing.missing and not (partial and listing.places):
         own = Path(root) / (*layout.lists.get(split, ()), "a list")[0]
@@ -68,6 +69,17 @@ def open_benchmark(
         annotation = read_annotation(Tree(folder), layout.annotations, name)
         sequences.append(open_sequence(layout, folder, annotation, aux=aux, first=offsets.get(folder, {}).get(name), min_size=min_size))
     return tuple(sequences)
+
+
+def _of_protocol(packed: tuple[Sequence, ...], root: str | Path, names: tuple[str, ...], *, partial: bool) -> tuple[Sequence, ...]:
+    by_name = {sequence.name: sequence for sequence in packed}
+    found = tuple(by_name[name] for name in names if name in by_name)
+    if not found or (len(found) < len(names) and not partial):
+        missing = [name for name in names if name not in by_name]
+        raise DataError(
+            f"{root}: {len(missing)} of {len(names)} sequences are missing ({', '.join(missing[:3])}, ...) in the pack. Pack all of them"
+        )
+    return found
 
 
 def auxiliary(layout: Layout, modality: Modality | None) -> tuple[Frames, ...]:

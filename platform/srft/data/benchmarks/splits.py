@@ -17,7 +17,7 @@ from typing import Literal
 from srft.data.benchmarks.annotations import Tree, sequence_names
 from srft.data.benchmarks.layouts import DataError, Layout
 
-__all__ = ["VAL_SHARE", "Listing", "NoSequences", "Split", "held_out", "list_split", "shipped_list"]
+__all__ = ["VAL_SHARE", "Listing", "NoSequences", "Split", "held_out", "list_split", "protocol_list", "shipped_list"]
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 VAL_SHARE = 0.1
@@ -54,6 +54,26 @@ def shipped_list(file: str) -> tuple[str, ...]:
         Names of sequences.
     """
     return tuple((resources.files("srft") / "assets" / "splits" / file).read_text("utf-8").split())
+
+
+def protocol_list(layout: Layout, split: Split, protocol: str) -> tuple[str, ...]:
+    """A published list that has a name, one of several.
+
+    Args:
+        layout: the benchmark.
+        split: which part.
+        protocol: of its names.
+
+    Returns:
+        Names of sequences.
+
+    Raises:
+        DataError: there is no such list.
+    """
+    known = [key.removeprefix(f"{split}/") for key in layout.shipped if key.startswith(f"{split}/")]
+    if protocol not in known:
+        raise DataError(f"{layout.title} has no {split} protocol {protocol!r}; expected one of {', '.join(known) or 'none'}")
+    return shipped_list(layout.shipped[f"{split}/{protocol}"])
 
 
 def held_out(names: Iterable[str], share: float = VAL_SHARE) -> tuple[str, ...]:
@@ -95,10 +115,7 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected the root of {layout.title}")
     if protocol is not None:
-        known = [key.removeprefix(f"{split}/") for key in layout.shipped if key.startswith(f"{split}/")]
-        if protocol not in known:
-            raise DataError(f"{layout.title} has no {split} protocol {protocol!r}; expected one of {', '.join(known) or 'none'}")
-        return _located(layout, root, "test", shipped_list(layout.shipped[f"{split}/{protocol}"]), f"{split} protocol {protocol}")
+        return _located(layout, root, "test", protocol_list(layout, split, protocol), f"{split} protocol {protocol}")
     if split == "all":
         names = dict.fromkeys(name for folder in _bases(layout, root) for name in _inside(layout, folder))
         return _located(layout, root, "all", tuple(names), f"folders in {root}")
@@ -109,7 +126,8 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
     tested = _tested(layout, root)
     val, val_source = _validation(layout, root, trained)
     for kind, part, part_source in (("training", trained, source), ("validation", val, val_source)):
-        if both := [name for name in part if name in tested]:
+        own_split = "train" if part is trained else "val"
+        if both := [name for name in part if name in tested and _same(layout, root, name, own_split, "test")]:
             raise DataError(
                 f"{layout.title}: {len(both)} {kind} sequences are test sequences ({both[0]}, ...), from {part_source}. "
                 "Choosing on them would be choosing on the test: take them out of the list; without val.txt validation is carved from train"
@@ -117,9 +135,19 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
     if split == "val":
         return _located(layout, root, "val", val, val_source)
     if split == "train":
-        out = set(val)
+        out = {name for name in val if _same(layout, root, name, "train", "val")}
         trained, source = tuple(name for name in trained if name not in out), f"{source}, without {val_source}"
     return _located(layout, root, "train", trained, source)
+
+
+def _same(layout: Layout, root: Path, name: str, one: str, other: str) -> bool:
+    # Whether a name in two splits is that of one sequence, as in all benchmarks. Folders of own data may number theirs alike: there,
+    # it is if the annotation is the same too.
+    first, second = (_place(layout, root, split, name) for split in (one, other))
+    if layout.name != "own" or first is None or second is None or first == second:
+        return True
+    texts = [[Tree(place).text(file.format(name=name)) for file in layout.annotations.boxes] for place in (first, second)]
+    return texts[0] == texts[1]
 
 
 def _validation(layout: Layout, root: Path, trained: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
@@ -154,7 +182,8 @@ def _official(layout: Layout, root: Path, split: str) -> tuple[tuple[str, ...], 
         if not others:
             return names, f"folders in {root}"
         tested = _tested(layout, root)
-        if split == "train" and (tested or layout.name == "own") and (left := tuple(name for name in names if name not in tested)):
+        left = tuple(name for name in names if name not in tested or not _same(layout, root, name, split, "test"))
+        if split == "train" and (tested or layout.name == "own") and left:
             return left, f"folders in {root}"
     where = [*layout.lists.get(split, ()), *(f"{folder}/" for folder in layout.folders[split] if folder != ".")]
     raise NoSequences(
@@ -175,8 +204,11 @@ def _list_file(layout: Layout, root: Path, split: str) -> tuple[tuple[str, ...],
     for file in layout.lists.get(split, ()):
         path = root / file
         if path.is_file():
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+            # What follows the name is passed over, unless it is a part of the name.
+            words = {line: re.split(r"[\s,]", line)[0] for line in lines}
             names = tuple(
-                dict.fromkeys(re.split(r"[\s,]", line.strip())[0] for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+                dict.fromkeys(line if line != word and _place(layout, root, split, line) else word for line, word in words.items())
             )
             if not names:
                 raise DataError(f"{path}: empty; expected one sequence a line")

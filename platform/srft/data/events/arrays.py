@@ -131,10 +131,16 @@ def open_hdf5(path: Path, chunk: int) -> EventStream:
                     "(uv sync --extra hdf5 brings the common ones; Prophesee's own ECF comes with its software)"
                 ) from error
 
-    width, _, height = str(attributes.get("geometry", "")).partition("x")
-    width, height = width or attributes.get("width"), height or attributes.get("height")
+    width, _, height = str(_scalar(attributes.get("geometry", ""))).partition("x")
+    width, height = width or _scalar(attributes.get("width")), height or _scalar(attributes.get("height"))
     sized = width is not None and height is not None
     return EventStream(path=path, format="HDF5", height=int(height) if sized else None, width=int(width) if sized else None, pieces=pieces)
+
+
+def _scalar(value: Any) -> Any:
+    # A number or text; some programs write an array of one element, and text as bytes.
+    one = np.ravel(value)[0]
+    return one.decode("utf-8", "replace") if isinstance(one, bytes) else one
 
 
 def _fields(array: np.ndarray) -> dict[str, np.ndarray]:
@@ -169,7 +175,7 @@ def open_numpy(path: Path, chunk: int) -> EventStream:
             if len(entries) == 1 and (only := next(iter(entries.values()))).dtype.names:
                 entries = _fields(only)
             if "width" in entries and "height" in entries:
-                width, height = int(entries["width"]), int(entries["height"])
+                width, height = int(_scalar(entries["width"])), int(_scalar(entries["height"]))
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: damaged or cut off ({error}); fetch it again") from error
     columns = _columns(entries)
@@ -192,7 +198,7 @@ def open_text(path: Path, chunk: int) -> EventStream:
     Raises:
         ValueError: the first line has other columns.
     """
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         number, first = next(((i, line.strip()) for i, line in enumerate(file, 1) if _is_row(line)), (1, ""))
     delimiter = next((d for d in (",", ";", "\t") if d in first), None)
     words = [word.strip() for word in first.split(delimiter)]
@@ -203,7 +209,7 @@ def open_text(path: Path, chunk: int) -> EventStream:
         raise ValueError(f"{path}: line {number} is {first[:80]!r}; {_EXPECTED}, or four numbers t, x, y, p")
 
     def pieces() -> Iterator[tuple[np.ndarray, None]]:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             done = sum(1 for _ in itertools.islice(file, number if named else number - 1))
             seconds = None
             while lines := list(itertools.islice(file, chunk)):

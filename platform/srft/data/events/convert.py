@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def summarize(stream: EventStream, chunks: Iterable[np.ndarray]) -> Summary:
 def read_frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Frame times from a text file: one a line, or start and end of an exposure, separated by a comma or spaces.
 
-    Whole numbers are microseconds, fractions are seconds. Empty lines, lines that start with ``#`` and a first line of words are skipped.
+    Whole numbers are microseconds; if any is written as a fraction, all are seconds. Empty lines, lines that start with ``#`` and a first
+    line of words are skipped.
 
     Args:
         path: the file.
@@ -78,15 +80,14 @@ def read_frame_times(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         ValueError: a line holds something else or another number of values, times decrease, or there are none.
     """
     rows: list[list[int]] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = re.split(r"[,;\s]+", line.strip().rstrip(",;"))
-        if words == [""] or words[0].startswith("#"):
-            continue
+    lines = ((number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1))
+    held = [(number, line, re.split(r"[,;\s]+", line.rstrip(",;"))) for number, line in lines if line.rstrip(",;") and line[0] != "#"]
+    held = list(itertools.dropwhile(lambda row: re.fullmatch(r"[A-Za-z_]\w*", row[2][0]), held))
+    seconds = any(re.search(r"[.eE]", word) for _, _, words in held for word in words)
+    for number, line, words in held:
         try:
-            values = [round(float(word) * 1e6) if re.search(r"[.eE]", word) else int(word) for word in words]
-        except ValueError as error:
-            if not rows and re.fullmatch(r"[A-Za-z_]\w*", words[0]):
-                continue
+            values = [round(float(word) * 1e6) if seconds else int(word) for word in words]
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: line {number} is {line!r}; expected a time, or start and end of an exposure") from error
         if len(values) not in (1, 2) or len(values) != len(rows[0] if rows else values):
             raise ValueError(f"{path}: line {number} has {len(values)} values; expected {len(rows[0]) if rows else '1 or 2'}")
