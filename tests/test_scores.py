@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srft import cli
-from srft.evaluation import tables
+from srft.evaluation import metrics, tables
 from srft.evaluation.groundtruth import Truth
 from srft.evaluation.protocols import BENCHMARKS, find_protocol
 from srft.evaluation.published import peers, read_published
@@ -93,6 +94,39 @@ def test_results_that_begin_after_a_leading_absence_are_moved():
     scores = score(find_protocol("COESOT"), {"late": late}, {"x": {"late": result(late.boxes[0, 3:])}})
     assert scores.trackers["x"].measures["precision_20"] == pytest.approx(0.7)
     assert "the first 3 of them absent; rows begin after these" in scores.notes[0]
+
+
+def test_annotations_of_the_visevent_kit_begin_with_the_target():
+    """Its data set's folders may begin earlier: results score the same by either, with rows of the frames before or without."""
+    late = truth("late", frames=10, absent=3)
+    kit = replace(late, boxes=late.boxes[:, 3:], absent=late.absent[3:])
+    found = late.boxes[0, 3:] + np.array([1.0, 2, 0, 0])
+    protocol = find_protocol("VisEvent")
+    whole = np.concatenate([np.zeros((3, 4)), found])
+    by_kit, *by_folder = [
+        score(protocol, {"late": t}, {"x": {"late": result(rows)}}).trackers["x"].measures
+        for t, rows in ((kit, found), (late, found), (late, whole))
+    ]
+    assert by_folder == [by_kit, by_kit]
+    assert by_kit["precision_20"] == 1
+
+
+def test_the_frame_that_shows_the_target_is_excluded_after_a_leading_absence_too():
+    late = truth("late", frames=10, absent=3)
+    found = late.boxes[0].copy()
+    found[4:] += 500
+    scores = score(find_protocol("COESOT", "excluded"), {"late": late}, {"x": {"late": result(found)}})
+    own = metrics.measure([(found[3:], late.boxes[0, 3:], late.absent[3:])])
+    assert scores.trackers["x"].measures["success_auc"] == own.success_auc == 0
+
+
+def test_an_attribute_of_sequences_without_a_counted_frame_is_left_out():
+    truths = {"car": TRUTHS["car"], "still": truth("still", frames=1, attributes=("ROT",))}
+    found = {name: result(t.boxes[0]) for name, t in truths.items()}
+    scores = score(find_protocol("VisEvent", "excluded"), truths, {"x": found})
+    assert scores.attribute_counts == {"CM": 1}
+    assert "attribute,CM" in tables.csv_text(scores)
+    assert "ROT" not in tables.latex_text(scores, attributes=True)
 
 
 def test_breakout_capability_needs_a_reference_of_every_sequence():

@@ -49,6 +49,24 @@ class Truth:
     def __len__(self) -> int:
         return self.boxes.shape[1]
 
+    @property
+    def leading(self) -> int:
+        """Frames before the first that shows the target; 0 if none does."""
+        return int(np.argmax(~self.absent & (self.boxes[0, :, 2:] > 0).all(1)))
+
+    def placed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of a tracker at their frames.
+
+        Args:
+            rows: ``[R, ...]``; where exactly the leading frames are lacking, the tracker began after these.
+
+        Returns:
+            The rows; in the latter case ``[T, ...]``, NaN for the leading frames.
+        """
+        if not self.leading or len(rows) != len(self) - self.leading:
+            return rows
+        return np.concatenate([np.full((self.leading, *rows.shape[1:]), np.nan), rows])
+
 
 def find_groundtruth(place: str, protocol: Protocol) -> Path:
     """Where the groundtruth is.

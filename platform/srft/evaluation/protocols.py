@@ -43,12 +43,14 @@ class Protocol:
     """In results given as corners or ltrb the last numbers are a box's last pixel, so its width has one more than their difference."""
     shorter: Literal["refused", "zeros", "cuts_truth"] = "refused"
     """A result with fewer rows than the groundtruth. One with more is cut."""
+    begins_with_target: bool = False
+    """The kit's annotations begin with the target: leading frames without it, which a data set's own folder may have, do not count."""
     truths: Literal["first", "nearest"] = "first"
     """With several groundtruths: the visible one, or per frame the one that suits the tracker."""
     removes: Literal["nothing", "flagged", "absent"] = "nothing"
     """Frames taken out: those with an absent flag, or also those without a groundtruth box."""
     removes_first: bool = False
-    """The first frame is taken out too."""
+    """The first frame with a target, which the tracker is shown, is taken out too."""
     fails: Literal["nothing", "not_positive", "no_area", "absent"] = "nothing"
     """Frames whose overlap counts as -1: any groundtruth number not above 0, width or height not above 0, or also flagged ones."""
     failed_error: float = float("inf")
@@ -113,6 +115,7 @@ _VOT = "vot-toolkit 0.9.0"
 VISEVENT = Protocol(
     benchmark="VisEvent",
     sequences=320,
+    begins_with_target=True,
     removes="flagged",
     fails="not_positive",
     failed_error=-1.0,
@@ -122,6 +125,7 @@ VISEVENT = Protocol(
     sources={
         "kit": _VISEVENT_KIT,
         "first_row, repairs": "utils/calc_seq_err_robust.m: rows repaired from the second on, then the first replaced",
+        "begins_with_target": "annos/absent: none of the 320 sequences begins without its target",
         "removes": "utils/calc_seq_err_robust.m: rows with absent flag 1 deleted",
         "fails": "utils/calc_seq_err_robust.m: any of x, y, w, h not above 0 gives -1 for overlap and for error",
         "divisor": "utils/eval_tracker.m: counts divided by the number of groundtruth rows, deleted ones included",
@@ -135,10 +139,12 @@ COESOT = replace(
     VISEVENT,
     benchmark="COESOT",
     sequences=527,
+    begins_with_target=False,
     extra=("boc",),
     sources={
         **VISEVENT.sources,
         "kit": "Event-AHU/COESOT @ 69567ea, COESOT_eval_toolkit, which uses the functions of " + _VISEVENT_KIT,
+        "begins_with_target": "the kit's annotations of 20 sequences begin without the target",
         "sequences": "the kit's list names 527; 528 are annotated",
         "boc": "plot_BOC.m: mean over all videos of mean success x (1 - mean success of 15 reference trackers)",
     },

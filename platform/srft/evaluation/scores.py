@@ -43,6 +43,7 @@ class Scores:
     notes: tuple[str, ...] = ()
     """What a reader must know: sequences left out, rows filled in."""
     attribute_counts: Mapping[str, int] = field(default_factory=dict)
+    """Sequences that have an attribute, of those of which the protocol counts a frame."""
 
     def to_json(self) -> dict:
         """The report as JSON holds it.
@@ -117,9 +118,8 @@ def score(
             fitted[name], remarks = _fit(protocol, truth, found[name], f"{tracker}, sequence {name}", allow_missing)
             notes += remarks
         trackers[tracker] = measure(protocol, truths, fitted, boc_references)
-    counts = {a: n for a in protocol.attributes if (n := sum(a in t.attributes for t in truths.values()))}
-    if protocol.measurement != "one_pass":
-        counts = {}
+    counted = next(iter(trackers.values())).sequences if protocol.measurement == "one_pass" else ()
+    counts = {a: n for a in protocol.attributes if (n := sum(a in truths[name].attributes for name in counted))}
     if len(scored) < protocol.sequences:
         notes.append(f"{len(scored)} of {protocol.sequences} sequences are scored: not comparable with published results")
     return Scores(protocol=protocol, sequences=tuple(scored), trackers=trackers, notes=tuple(notes), attribute_counts=counts)
@@ -144,13 +144,13 @@ def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_mi
         kept = Result(runs={0: boxes[:frames]}, confidences=None if result.confidences is None else result.confidences[:frames])
         same = len(boxes) == frames
         return kept, [] if same else [f"{source}: {len(boxes)} rows for {frames} frames; {'cut' if len(boxes) > frames else 'filled up'}"]
-    lead = int(np.argmin(truth.absent)) if truth.absent.any() and not truth.absent.all() else 0
     filling = np.full((frames - len(boxes), 4), np.nan)
     scores = None if result.confidences is None else np.zeros(frames)
-    if lead and len(boxes) == frames - lead:
+    if len(placed := truth.placed(boxes)) == frames:
+        lead = truth.leading
         if scores is not None:
             scores[lead:] = result.confidences
-        moved = Result(runs={0: np.concatenate([filling, boxes])}, confidences=scores)
+        moved = Result(runs={0: placed}, confidences=scores)
         return moved, [f"{source}: {len(boxes)} rows for {frames} frames, the first {lead} of them absent; rows begin after these"]
     if not allow_missing:
         raise ValueError(
@@ -171,7 +171,8 @@ def _one_pass(
 ) -> TrackerScores:
     curves = {}
     for name, truth in truths.items():
-        found = one_pass.curves_of(protocol, results[name].runs[0], truth.boxes, truth.absent)
+        first = truth.leading if protocol.begins_with_target else 0
+        found = one_pass.curves_of(protocol, results[name].runs[0][first:], truth.boxes[:, first:], truth.absent[first:])
         if found is not None:
             curves[name] = found
     if not curves:
