@@ -88,6 +88,23 @@ def test_results_of_other_weights_are_refused_and_a_broken_picture_costs_one_seq
         plan("lasher", root, tmp_path / "mine", weights="w", names=("nobody",))
 
 
+def test_some_sequences_tracked_anew_do_not_pass_the_others_off_as_of_the_new_weights(roots, tmp_path):
+    folder = tmp_path / "mine"
+    work = plan("lasher", roots["lasher"], folder, weights="old")
+    first, *others = work.runs
+    for run in work.runs:
+        run.file.write_text("1,2,3,4\n")
+    only = (first.sequence.name,)
+    assert len(plan("lasher", roots["lasher"], folder, weights="old", names=only, resume=False).todo) == 1
+    first.file.write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match=rf"weights old.* of {len(others)} sequences more .*leave --sequences out"):
+        plan("lasher", roots["lasher"], folder, weights="new", names=only, resume=False)
+    assert first.file.exists()
+    assert len(plan("lasher", roots["lasher"], folder, weights="new", resume=False).todo) == len(work.runs)
+    assert plan("lasher", roots["lasher"], folder, weights="new", names=only, resume=False).todo
+    assert len(plan("lasher", roots["lasher"], folder, weights="new").todo) == len(work.runs)
+
+
 class Odd:
     """Frames of which one has another size."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable
 from collections.abc import Sequence as Several
@@ -18,7 +19,7 @@ from srft.evaluation.follow import follow
 from srft.evaluation.groundtruth import read_groundtruth
 from srft.evaluation.online import Precision
 from srft.evaluation.protocols import BENCHMARKS, Protocol, find_protocol
-from srft.evaluation.result_files import FORMATS, Run, runs_of, write_result
+from srft.evaluation.result_files import FORMATS, ResultFormat, Run, runs_of, write_result
 from srft.evaluation.results import Files, read_results
 from srft.evaluation.scores import Scores, score
 from srft.evaluation.workspace import write_workspace
@@ -90,23 +91,26 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: the folder holds results of other weights or settings, or a named sequence is not in the split.
+        ValueError: the folder holds results of other weights or settings that would be kept, or a named sequence is not in the split.
     """
     form = FORMATS[benchmark]
     marker = folder / "manifest.json"
     identity = {"benchmark": benchmark, "weights": weights, "split": split, "list": list_name, "modality": modality, "precision": precision}
-    if marker.exists() and resume:
-        found = json.loads(marker.read_text())
-        differing = [key for key, value in identity.items() if found.get(key) != value]
-        if differing:
-            was = ", ".join(f"{key} {found.get(key)}" for key in differing)
-            raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or track anew with --no-resume")
+    found = json.loads(marker.read_text()) if marker.exists() else identity
+    was = ", ".join(f"{key} {found.get(key)}" for key, value in identity.items() if found.get(key) != value)
+    if was and resume:
+        raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or track anew with --no-resume")
     sequences: dict[str, Sequence] = {
         s.name: s for s in open_benchmark(benchmark, root, split=split, protocol=list_name, modality=modality)
     }
     if unknown := [name for name in names if name not in sequences]:
         raise ValueError(f"--sequences: {', '.join(unknown)} not in split {split} of {root}; it has {', '.join(list(sequences)[:5])}, ...")
     chosen = [sequences[name] for name in names or sequences]
+    if was and names and (others := [name for name in sequences if name not in names and _has_results(folder, form, name)]):
+        raise ValueError(
+            f"{folder} holds results of {was}, also of {len(others)} sequences more ({', '.join(others[:3])}, ...), which would pass for "
+            "results of the new ones; choose another --out or --name, or leave --sequences out"
+        )
     anchors = (
         {n: a.anchors for n, a in read_annotations(benchmark, root, names=[s.name for s in chosen]).items()} if form.from_anchors else {}
     )
@@ -119,6 +123,10 @@ def plan(
     if not (marker.exists() and resume):
         write_json(marker, {**identity, "root": str(root.resolve()), "environment": environment()})
     return Plan(benchmark=benchmark, root=root, folder=folder, runs=runs, todo=tuple(run for run in runs if not run.file.exists()))
+
+
+def _has_results(folder: Path, form: ResultFormat, name: str) -> bool:
+    return any(folder.glob(form.path.replace("{start:08d}", "*").format(sequence=glob.escape(name))))
 
 
 def _from_the_start(sequence: Sequence) -> Sequence:
