@@ -87,10 +87,16 @@ class Files:
         return self.read(path).decode("utf-8-sig", errors="replace")
 
 
-def _walk(top: Path):
+def _walk(top: str | Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    # As os.walk, through links too, but in no circle.
+    here = os.path.realpath(top)
+    if here in above:
+        return
     for folder, folders, names in os.walk(top):
         folders[:] = [f for f in folders if f not in _PICTURES and not f.endswith(("_aps", "_dvs", "_voxel"))]
         yield folder, [n for n in names if n.endswith((".txt", ".csv", ".value", ".bin", ".tag")) or n == "sequence"]
+        for link in [path for path in (os.path.join(folder, f) for f in folders) if os.path.islink(path)]:
+            yield from _walk(link, (*above, here))
 
 
 def parse_columns(contents: Mapping[str, bytes], *, where: str, states: bool = False) -> dict[str, np.ndarray]:
