@@ -269,6 +269,13 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
         (["--benchmark", "lasher", "--root", "/d", "--workers", "2", "--device", "cpu"], "--device cpu has no effect with --workers 2"),
         (["--benchmark", "lasher", "--root", "/d", "--workers", "0"], "--workers is 0; expected at least 1"),
         (["--benchmark", "lasher", "--root", "/d", "--batch", "0"], "--batch is 0; expected at least 1"),
+        (["--benchmark", "own", "--root", "/d", "--json", "s.json"], "--json s.json has no effect with --benchmark own"),
+        (["--benchmark", "lashr", "--root", "/d", "--json", "s.json"], "no benchmark 'lashr'; expected one of fe108"),
+        (
+            ["--benchmark", "lasot", "--root", "/d", "--protocol", "excluded", "--groundtruth", "g"],
+            "excluded --groundtruth g have no effect",
+        ),
+        (["--benchmark", "depthtrack", "--root", "/d", "--protocol", "excluded"], "DepthTrack is scored by its kit's protocol only"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch):

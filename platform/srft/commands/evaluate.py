@@ -97,7 +97,18 @@ def run(command: Evaluate) -> None:
         _benchmark(command, command.benchmark, command.root, names)
 
 
+_SCORES = ("json", "protocol", "groundtruth")
+"""Options of scores, which a benchmark without a protocol has not."""
+
+
 def _check_options(command: Evaluate) -> None:
+    from srft.data.benchmarks import layout_of
+    from srft.evaluation.protocols import protocol_of
+
+    scored = False
+    if command.benchmark is not None:
+        layout_of(command.benchmark)
+        scored = protocol_of(command.benchmark, command.protocol) is not None
     # An option as it is by default cannot be told from one that was left out, and does no harm.
     for name in ("workers", "batch"):
         if (value := getattr(command, name)) < 1:
@@ -105,7 +116,7 @@ def _check_options(command: Evaluate) -> None:
     changed = {f.name: getattr(command, f.name) for f in fields(command) if getattr(command, f.name) != f.default}
     idle = {
         "without --benchmark": changed.keys() - _SHIPPED if command.benchmark is None else (),
-        f"with --benchmark {command.benchmark}": ("pictures",) if command.benchmark is not None else (),
+        f"with --benchmark {command.benchmark}": () if command.benchmark is None else ("pictures", *(() if scored else _SCORES)),
         f"with --workers {command.workers}": ("device",) if command.workers > 1 else (),
     }
     for case, names in idle.items():
@@ -152,14 +163,12 @@ def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) 
     import contextlib
     import textwrap
 
-    from srft.data.benchmarks import layout_of
     from srft.evaluation import tables
     from srft.evaluation.benchmark import score_runs, write_workspace_of
     from srft.evaluation.published import peers
     from srft.files import write_json
     from srft.training.cluster import cluster
 
-    layout_of(benchmark)
     works, failures = [], []
     with cluster() if command.workers > 1 else contextlib.nullcontext():
         for weights, name in zip(command.weights, names, strict=True):

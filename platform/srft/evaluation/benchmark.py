@@ -18,7 +18,7 @@ from srft.data.sequence import Sequence
 from srft.evaluation.follow import follow
 from srft.evaluation.groundtruth import read_groundtruth
 from srft.evaluation.online import Precision
-from srft.evaluation.protocols import BENCHMARKS, Protocol, find_protocol
+from srft.evaluation.protocols import protocol_of
 from srft.evaluation.result_files import FORMATS, ResultFormat, Run, runs_of, write_result
 from srft.evaluation.results import Files, read_results
 from srft.evaluation.scores import Scores, score
@@ -26,7 +26,7 @@ from srft.evaluation.workspace import write_workspace
 from srft.files import environment, write_json
 from srft.model.tracker import MultiModalTracker
 
-__all__ = ["Failure", "Plan", "describe", "plan", "protocol_of", "score_runs", "track_runs", "write_workspace_of"]
+__all__ = ["Failure", "Plan", "describe", "plan", "score_runs", "track_runs", "write_workspace_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,22 +215,6 @@ def track_runs(
         else:
             write_result(run, form, found.trajectory.boxes, found.trajectory.scores, found.seconds)
     return failures
-
-
-def protocol_of(benchmark: str, protocol: str = "kit") -> Protocol | None:
-    """The rules that a benchmark is scored by.
-
-    Args:
-        benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
-        protocol: ``kit``, ``as_failure`` or ``excluded``.
-
-    Returns:
-        The rules; None if there are none.
-    """
-    plain = benchmark.replace("-", "")
-    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
-        return None
-    return find_protocol(benchmark, protocol)
 
 
 def score_runs(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["BENCHMARKS", "Protocol", "find_protocol"]
+__all__ = ["BENCHMARKS", "Protocol", "find_protocol", "protocol_of"]
 
 _ONE_PASS = ("success_auc", "precision_20", "normalized_precision_20")
 
@@ -32,6 +32,8 @@ class Protocol:
     """What the benchmark's papers report besides."""
     sequences: int
     """Test sequences of the official list."""
+    annotated: int = 0
+    """Test sequences that the kit annotates, where these are more."""
 
     rounds: bool = False
     """Results are rounded to whole pixels, half to even, and scored in single precision."""
@@ -74,6 +76,17 @@ class Protocol:
     """Names of the attribute columns of the kit's annotation files."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each rule is from."""
+
+    def whole(self, sequences: int) -> bool:
+        """Whether a number of sequences is that of the whole test set, so that scores are comparable with published ones.
+
+        Args:
+            sequences: how many were scored.
+
+        Returns:
+            False for fewer, and for more: those are of another split.
+        """
+        return self.sequences <= sequences <= max(self.sequences, self.annotated)
 
     def variant(self, name: str) -> Protocol:
         """The same benchmark with another rule about absence.
@@ -139,6 +152,7 @@ COESOT = replace(
     VISEVENT,
     benchmark="COESOT",
     sequences=527,
+    annotated=528,
     begins_with_target=False,
     extra=("boc",),
     sources={
@@ -268,3 +282,19 @@ def find_protocol(benchmark: str, name: str = "kit") -> Protocol:
         if plain(known) == plain(benchmark):
             return kit.variant(name)
     raise ValueError(f"--benchmark {benchmark}: not known; expected one of {', '.join(BENCHMARKS)}")
+
+
+def protocol_of(benchmark: str, protocol: str = "kit") -> Protocol | None:
+    """The rules that a benchmark is scored by.
+
+    Args:
+        benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
+        protocol: ``kit``, ``as_failure`` or ``excluded``.
+
+    Returns:
+        The rules; None if there are none. A protocol that the benchmark has not is a ValueError, as of :func:`find_protocol`.
+    """
+    plain = benchmark.replace("-", "")
+    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
+        return None
+    return find_protocol(benchmark, protocol)

@@ -120,8 +120,11 @@ def score(
         trackers[tracker] = measure(protocol, truths, fitted, boc_references)
     counted = next(iter(trackers.values())).sequences if protocol.measurement == "one_pass" else ()
     counts = {a: n for a in protocol.attributes if (n := sum(a in truths[name].attributes for name in counted))}
-    if len(scored) < protocol.sequences:
-        notes.append(f"{len(scored)} of {protocol.sequences} sequences are scored: not comparable with published results")
+    if not protocol.whole(len(scored)):
+        text = f"{len(scored)} of {protocol.sequences} sequences are scored"
+        if len(scored) > protocol.sequences:
+            text = f"{len(scored)} sequences are scored, the official test list has {protocol.sequences}"
+        notes.append(f"{text}: not comparable with published results")
     return Scores(protocol=protocol, sequences=tuple(scored), trackers=trackers, notes=tuple(notes), attribute_counts=counts)
 
 
