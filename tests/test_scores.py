@@ -222,6 +222,18 @@ def test_the_command_scores_a_workspace_of_the_toolkit(kind, dataset, monkeypatc
     assert len(list((tmp_path / "plots").iterdir())) == 1
 
 
+@pytest.mark.parametrize("options", [["--boc-reference", "r.csv"], ["--size", "640", "360"]])
+def test_options_that_would_do_nothing_are_refused(options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["srft", "score", "--benchmark", "LasHeR", "--groundtruth", "g", "--results", "r", *options])
+    with pytest.raises(SystemExit, match=f"{' '.join(options)} has no effect on LasHeR"):
+        cli.main()
+
+
+def test_scores_of_no_tracker_are_refused():
+    with pytest.raises(ValueError, match="results of no tracker"):
+        score(find_protocol("LasHeR"), TRUTHS, {})
+
+
 def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
     place = ("--benchmark", "VisEvent", "--groundtruth", EXCERPT / "annos", "--results")
     results = EXCERPT / "CEUTrack_tracking_result"
@@ -236,7 +248,7 @@ def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_pat
     reference = tmp_path / "reference.csv"
     reference.write_text("sequence,success\ncar,half\n")
     with pytest.raises(SystemExit, match=r"reference\.csv, line 2: 'car,half'; expected sequence,success"):
-        srft(monkeypatch, capsys, *place, results, "--boc-reference", reference)
+        srft(monkeypatch, capsys, *place, results, "--benchmark", "COESOT", "--boc-reference", reference)
 
 
 def test_a_run_that_lacks_and_a_video_without_anchors_are_named():

@@ -93,6 +93,8 @@ def score(
     Raises:
         ValueError: results are missing, or nothing is left to score.
     """
+    if not results:
+        raise ValueError("results of no tracker; nothing to score")
     notes: list[str] = []
     scored = list(truths)
     for tracker, found in results.items():
