@@ -10,10 +10,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from srft.cli import main
+from srft.data import davis_cars
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.sequence import Sequence
@@ -21,7 +23,7 @@ from srft.evaluation.benchmark import plan, score_runs, track_runs, write_worksp
 from srft.evaluation.follow import follow, track_sequences
 from srft.evaluation.result_files import FORMATS, runs_of, tracker_folder, write_result
 from srft.evaluation.results import Files, read_results
-from srft.model.pretrained import load_tracker
+from srft.model.pretrained import load_tracker, save_tracker
 from tests.test_native import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +199,7 @@ def test_a_workspace_of_the_toolkit(official, roots, network, tmp_path):
     work = plan(official, roots[official], folder, weights="w")
     track_runs(network, work)
     for name in ("mine", "yours"):  # a second call adds to the first
-        workspace = write_workspace_of([work], {name: "some/where"})
+        workspace = write_workspace_of([work], {name: '"some/where"'})
     assert workspace == tmp_path / official
     assert f"stack: {FORMATS[official].stack}" in (workspace / "config.yaml").read_text()
     registry = configparser.ConfigParser()
@@ -256,6 +258,38 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["srft", "evaluate", "tiny_rgb", "--benchmark", "visevent"])
     with pytest.raises(SystemExit, match="--root"):
         main()
+
+
+@pytest.fixture(scope="module")
+def two_streams(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "two.safetensors"
+    save_tracker(network, path, preset="tiny", about={})
+    return str(path)
+
+
+def test_two_streams_on_a_benchmark_of_rgb_leave_the_auxiliary_one_out(two_streams, tmp_path, monkeypatch):
+    video = davis_cars.load()[0]
+    folder = tmp_path / "got10k" / "val" / "car"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i + 1:08d}.jpg"), video.frames[i][..., 2::-1])
+    np.savetxt(folder / "groundtruth.txt", video.boxes[:3], delimiter=",")
+    (folder / "absence.label").write_text("0\n0\n0\n")
+    arguments = ["srft", "evaluate", two_streams, "--benchmark", "got10k", "--root", str(tmp_path / "got10k"), "--split", "all"]
+    for name, options in (("plain", []), ("only", ["--rgb-only"])):
+        monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path), "--name", name, *options])
+        main()
+    plain, only = ((tmp_path / "got10k" / name / "car.txt").read_text() for name in ("plain", "only"))
+    assert plain == only
+
+
+def test_a_workspace_runs_the_tracker_as_it_was_evaluated(roots, two_streams, tmp_path, monkeypatch):
+    arguments = ["srft", "evaluate", two_streams, "--benchmark", "depthtrack", "--root", str(roots["depthtrack"]), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--rgb-only", "--precision", "bf16"])
+    main()
+    registry = configparser.ConfigParser()
+    registry.read(tmp_path / "depthtrack" / "trackers.ini")
+    assert registry["two"]["command"] == f'srft trax "{two_streams}" --aux none --precision bf16'
 
 
 @pytest.mark.parametrize(

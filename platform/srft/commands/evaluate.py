@@ -190,15 +190,21 @@ def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) 
             print(f"note: {textwrap.shorten(note, 300, placeholder=' ... (all in --json)')}")
         if command.json:
             write_json(command.json, scores.to_json())
-    workspace = write_workspace_of(works, {n: _trax(w) for n, w in zip(names, command.weights, strict=True)})
+    workspace = write_workspace_of(works, {n: _trax(command, w) for n, w in zip(names, command.weights, strict=True)})
     if workspace is not None:
         print(f"workspace    vot analysis --workspace {workspace} {' '.join(names)}")
     if failures:
         raise ValueError(f"{len(failures)} of {runs} runs failed; put their files right and give the same command again")
 
 
-def _trax(weights: str) -> str:
-    return str(Path(weights).resolve()) if Path(weights).exists() else weights
+def _trax(command: Evaluate, weights: str) -> str:
+    # What runs the tracker as it was evaluated.
+    arguments = [f'"{Path(weights).resolve() if Path(weights).exists() else weights}"']
+    if command.rgb_only:
+        arguments.append("--aux none")
+    if command.precision != "fp32":
+        arguments.append(f"--precision {command.precision}")
+    return " ".join(arguments)
 
 
 def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: str) -> tuple[Plan, list[Failure]]:
@@ -206,11 +212,12 @@ def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: st
 
     from tqdm import tqdm
 
+    from srft.data.benchmarks import layout_of
     from srft.evaluation.benchmark import describe, plan, track_runs
     from srft.evaluation.result_files import tracker_folder
 
     network, checksum = _tracker(weights, "cpu" if command.workers > 1 else command.device)
-    rgb_only = command.rgb_only or network.streams == 1
+    rgb_only = command.rgb_only or network.streams == 1 or layout_of(benchmark).modality == "rgb"
     work = plan(
         benchmark,
         root,

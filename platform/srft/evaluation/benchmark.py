@@ -155,7 +155,7 @@ def write_workspace_of(works: Several[Plan], trackers: dict[str, str]) -> Path |
 
     Args:
         works: plans of one benchmark in one folder.
-        trackers: what ``srft trax`` is to be called with, by the trackers' names.
+        trackers: arguments of ``srft trax``, by the trackers' names.
 
     Returns:
         The workspace; None for other benchmarks.
