@@ -262,3 +262,16 @@ def test_a_run_that_lacks_and_a_video_without_anchors_are_named():
         score(vot, {"a": t}, {"x": {"a": Result(runs={**runs, 3: t.boxes[0][:2]})}})
     with pytest.raises(ValueError, match=r"groundtruth of car: no anchor\.value"):
         score(vot, {"car": TRUTHS["car"]}, {"x": PERFECT})
+
+
+def test_a_sequence_that_lacks_a_run_is_left_out_where_missing_ones_may_be():
+    boxes = np.full((4, 4), 20.0)
+    truths = {n: Truth(name=n, boxes=boxes[None], absent=np.zeros(4, bool), size=(99, 99), anchors=np.array([1, 0, 0, -1])) for n in "ab"}
+    whole = {name: Result(runs={0: boxes, 3: boxes}) for name in truths}
+    part = {**whole, "b": Result(runs={0: boxes})}
+    scores = score(find_protocol("VOT-RGBD2022"), truths, {"whole": whole, "part": part}, allow_missing=True)
+    assert scores.sequences == ("a",)
+    assert "part lacks runs of 1 of 2 sequences, which are left out for every tracker: b" in scores.notes
+    part["b"] = Result(runs={0: boxes, 3: boxes[:2]})
+    with pytest.raises(ValueError, match="2 rows in the run from frame 3; expected 4 rows"):
+        score(find_protocol("VOT-RGBD2022"), truths, {"part": part}, allow_missing=True)

@@ -83,8 +83,8 @@ def score(
         protocol: the rules.
         truths: groundtruth by sequence.
         results: by tracker, then by sequence.
-        allow_missing: leave sequences that any tracker lacks out of all, and count rows that are missing as failures, and say so;
-            otherwise both are errors.
+        allow_missing: leave sequences that any tracker lacks, or lacks a run of, out of all, and count rows that are missing as
+            failures, and say so; otherwise these are errors.
         boc_references: mean success of COESOT's reference trackers by sequence.
 
     Returns:
@@ -109,6 +109,12 @@ def score(
             )
         notes.append(f"{text}, which are left out for every tracker: {', '.join(lacking)}")
         scored = [name for name in scored if name not in set(lacking)]
+    for tracker, found in results.items() if allow_missing and protocol.measurement == "multistart" else ():
+        lacking = [name for name in scored if run_frames(_anchors(truths[name])).keys() - found[name].runs.keys()]
+        if lacking:
+            text = f"{tracker} lacks runs of {len(lacking)} of {len(truths)} sequences"
+            notes.append(f"{text}, which are left out for every tracker: {', '.join(lacking)}")
+            scored = [name for name in scored if name not in set(lacking)]
     if not scored:
         raise ValueError(f"no sequence of {protocol.benchmark} has results of every tracker; nothing to score")
     truths = {name: truths[name] for name in scored}
@@ -133,9 +139,7 @@ def score(
 def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_missing: bool) -> tuple[Result, list[str]]:
     # A result with the rows that the protocol needs, and what had to be done for that.
     if protocol.measurement == "multistart":
-        if truth.anchors is None:
-            raise ValueError(f"groundtruth of {truth.name}: no anchor.value, so no starting frames; VOT-RGBD2022 needs one")
-        frames = run_frames(truth.anchors)
+        frames = run_frames(_anchors(truth))
         wrong = [a for a, order in frames.items() if a not in result.runs or len(result.runs[a]) != len(order)]
         if wrong:
             have = result.runs.get(wrong[0])
@@ -169,6 +173,12 @@ def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_mi
         scores[: len(boxes)] = result.confidences
     filled = Result(runs={0: np.concatenate([boxes, filling])}, confidences=scores)
     return filled, [note]
+
+
+def _anchors(truth: Truth) -> np.ndarray:
+    if truth.anchors is None:
+        raise ValueError(f"groundtruth of {truth.name}: no anchor.value, so no starting frames; VOT-RGBD2022 needs one")
+    return truth.anchors
 
 
 def _one_pass(
@@ -233,7 +243,7 @@ def _multi_start(protocol: Protocol, truths: Mapping[str, Truth], results: Mappi
     videos = []
     for name, truth in truths.items():
         boxes, runs = truth.boxes[0], []
-        for anchor, order in run_frames(truth.anchors if truth.anchors is not None else np.zeros(0)).items():
+        for anchor, order in run_frames(_anchors(truth)).items():
             runs.append((_pixels(truth, results[name].runs[anchor], boxes[order]), (boxes[order, 2:] > 0).all(1)))
         videos.append((len(truth), runs))
     low, high = protocol.interval
