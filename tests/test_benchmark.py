@@ -260,6 +260,16 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
         main()
 
 
+def test_what_cannot_be_scored_is_said_before_it_is_tracked(roots, tmp_path, monkeypatch):
+    arguments = ["srft", "evaluate", "tiny_rgb", "--benchmark", "lasher", "--root", str(roots["lasher"]), "--out", str(tmp_path / "out")]
+    (tmp_path / "empty").mkdir()
+    for place, message in (("nothing.zip", "no such folder or zip"), ("empty", "no groundtruth of .*give annotations with --groundtruth")):
+        monkeypatch.setattr("sys.argv", [*arguments, "--groundtruth", str(tmp_path / place)])
+        with pytest.raises(SystemExit, match=message):
+            main()
+    assert not list((tmp_path / "out").rglob("*.txt"))
+
+
 @pytest.fixture(scope="module")
 def two_streams(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "two.safetensors"

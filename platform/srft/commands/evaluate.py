@@ -213,7 +213,7 @@ def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: st
     from tqdm import tqdm
 
     from srft.data.benchmarks import layout_of
-    from srft.evaluation.benchmark import describe, plan, track_runs
+    from srft.evaluation.benchmark import describe, plan, track_runs, truths_of
     from srft.evaluation.result_files import tracker_folder
 
     network, checksum = _tracker(weights, "cpu" if command.workers > 1 else command.device)
@@ -230,6 +230,7 @@ def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: st
         names=command.sequences,
         resume=command.resume,
     )
+    truths_of(work, command.groundtruth)  # what cannot be scored is said before it is tracked
     kept = f", {len(work.runs) - len(work.todo)} of them are there already" if len(work.todo) < len(work.runs) else ""
     print(f"{name} on {benchmark}, split {command.split}: {len(work.runs)} runs{kept}, {work.frames} frames to track", flush=True)
     started = time.perf_counter()

@@ -16,7 +16,7 @@ from srft.config import Modality
 from srft.data.benchmarks import NativeFrames, open_benchmark, read_annotations
 from srft.data.sequence import Sequence
 from srft.evaluation.follow import follow
-from srft.evaluation.groundtruth import read_groundtruth
+from srft.evaluation.groundtruth import Truth, read_groundtruth
 from srft.evaluation.online import Precision
 from srft.evaluation.protocols import protocol_of
 from srft.evaluation.result_files import FORMATS, ResultFormat, Run, runs_of, write_result
@@ -26,7 +26,7 @@ from srft.evaluation.workspace import write_workspace
 from srft.files import environment, write_json
 from srft.model.tracker import MultiModalTracker
 
-__all__ = ["Failure", "Plan", "describe", "plan", "score_runs", "track_runs", "write_workspace_of"]
+__all__ = ["Failure", "Plan", "describe", "plan", "score_runs", "track_runs", "truths_of", "write_workspace_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +217,28 @@ def track_runs(
     return failures
 
 
+def truths_of(work: Plan, groundtruth: Path | None = None) -> dict[str, Truth]:
+    """What results are scored by.
+
+    Args:
+        work: the plan.
+        groundtruth: see :func:`score_runs`.
+
+    Returns:
+        Annotations by sequence; none of a benchmark without a protocol.
+
+    Raises:
+        ValueError: there are no annotations of a sequence, as in a pack.
+    """
+    rules = protocol_of(work.benchmark)
+    if rules is None:
+        return {}
+    try:
+        return read_groundtruth(Files(groundtruth or work.root), rules, names=work.sequences)
+    except ValueError as error:
+        raise ValueError(f"{error}. Results are scored by them: give annotations with --groundtruth") from None
+
+
 def score_runs(
     works: Several[Plan], protocol: str = "kit", *, allow_missing: bool = False, groundtruth: Path | None = None
 ) -> Scores | None:
@@ -235,7 +257,7 @@ def score_runs(
     if rules is None:
         return None
     names = works[0].sequences
-    truths = read_groundtruth(Files(groundtruth or works[0].root), rules, names=names)
+    truths = truths_of(works[0], groundtruth)
     found = {}
     for work in works:
         found[work.folder.name] = read_results(
