@@ -1,6 +1,7 @@
 """The page of a report: whole, without anything from outside, with real results, pictures and failures in it."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.synthetic import record
 from srft.evaluation.groundtruth import Truth, read_groundtruth
+from srft.evaluation import report
+from srft.evaluation.plots import picture_strip
 from srft.evaluation.protocols import find_protocol
 from srft.evaluation.report import Loss, longest_loss, write_report
 from srft.evaluation.results import Files, Result
@@ -130,19 +133,28 @@ def test_pictures_come_from_the_data_set(tmp_path):
     assert last in {row[0] for row in page.rows}
 
 
-def test_pictures_of_a_sequence_that_begins_without_its_target(tmp_path):
+def test_pictures_of_a_sequence_that_begins_without_its_target(tmp_path, monkeypatch):
     write_native("visevent", tmp_path, [record("target-test", 0, seed=7, length=8, modality="rgbe")], split="test")
     (flags,) = tmp_path.rglob("absent_label.txt")
     flags.write_text("0\n" * 2 + "1\n" * 6)
     (sequence,) = open_benchmark("visevent", tmp_path, split="test", partial=True)
     protocol = find_protocol("VisEvent")
-    truths = read_groundtruth(Files(tmp_path), protocol)
-    results = {"mine": {sequence.name: Result(runs={0: sequence.boxes})}}
-    scores = score(protocol, truths, results)
-    write_report(tmp_path / "page.html", scores, truths, results, sequences={sequence.name: sequence})
-    page = Page((tmp_path / "page.html").read_text())
-    assert [image["alt"] for image in page.images if image["alt"] == sequence.name]
-    assert "mine never lost its target" in (tmp_path / "page.html").read_text()
+    folder = read_groundtruth(Files(tmp_path), protocol)
+    kit = {n: replace(t, boxes=t.boxes[:, 2:], absent=t.absent[2:]) for n, t in folder.items()}  # begins with the target
+    found = sequence.boxes.copy()
+    for truths in (folder, kit):
+        results = {"mine": {sequence.name: Result(runs={0: found})}}
+        scores = score(protocol, truths, results)
+        write_report(tmp_path / "page.html", scores, truths, results, sequences={sequence.name: sequence})
+        page = Page((tmp_path / "page.html").read_text())
+        assert [image["alt"] for image in page.images if image["alt"] == sequence.name]
+        assert "mine never lost its target" in (tmp_path / "page.html").read_text()
+    found[4:] += 900
+    shown = []
+    monkeypatch.setattr(report, "picture_strip", lambda *args, frames, **_: shown.append(frames) or picture_strip(*args, frames=frames))
+    for truths in (folder, kit):
+        write_report(tmp_path / "page.html", scores, truths, results, sequences={sequence.name: sequence}, pictures=1)
+    assert shown == [6, [0, 1, 3, 4, 5], 6, [0, 1, 2, 3, 4, 5]]
 
 
 def test_other_measurements_and_a_run_that_gets_the_page(tmp_path, monkeypatch):

@@ -223,12 +223,13 @@ def _strips(
             wanted.append((s, frames, f", where {top} loses the target (frame {loss.first})"))
     for number, (name, frames, what) in enumerate(wanted):
         sequence = sequences[name]
+        first = len(truths[name]) - len(sequence)  # 0 where a kit's annotations begin with the target, as the sequence does
         rows = {t: truths[name].placed(results[t][name].runs[0]) for t in names[: len(COLORS)]}
-        boxes = {t: found[sequence.offset :][: len(sequence)] for t, found in rows.items()}
-        if any(len(b) != len(sequence) for b in boxes.values()):
+        boxes = {t: found[first:][: len(sequence)] for t, found in rows.items()}
+        if first < 0 or any(len(b) != len(sequence) for b in boxes.values()):
             continue
         if isinstance(frames, list):
-            frames = [min(max(0, f - sequence.offset), len(sequence) - 1) for f in frames]
+            frames = sorted({min(max(0, f - first), len(sequence) - 1) for f in frames})
         file = folder / f"strip{number}.png"
         picture_strip(sequence, boxes, file, frames=frames, height=160)
         figures = ", ".join(f"{t} {percent(_value(scores, t, name))}" for t in names)
