@@ -10,10 +10,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from srft.cli import main
+from srft.data import davis_cars
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.sequence import Sequence
@@ -21,7 +23,7 @@ from srft.evaluation.benchmark import plan, score_runs, track_runs, write_worksp
 from srft.evaluation.follow import follow, track_sequences
 from srft.evaluation.result_files import FORMATS, runs_of, tracker_folder, write_result
 from srft.evaluation.results import Files, read_results
-from srft.model.pretrained import load_tracker
+from srft.model.pretrained import load_tracker, save_tracker
 from tests.test_native import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +88,23 @@ def test_results_of_other_weights_are_refused_and_a_broken_picture_costs_one_seq
         plan("lasher", root, tmp_path / "mine", weights="v", precision="bf16")
     with pytest.raises(ValueError, match="--sequences: nobody"):
         plan("lasher", root, tmp_path / "mine", weights="w", names=("nobody",))
+
+
+def test_some_sequences_tracked_anew_do_not_pass_the_others_off_as_of_the_new_weights(roots, tmp_path):
+    folder = tmp_path / "mine"
+    work = plan("lasher", roots["lasher"], folder, weights="old")
+    first, *others = work.runs
+    for run in work.runs:
+        run.file.write_text("1,2,3,4\n")
+    only = (first.sequence.name,)
+    assert len(plan("lasher", roots["lasher"], folder, weights="old", names=only, resume=False).todo) == 1
+    first.file.write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match=rf"weights old.* of {len(others)} sequences more .*leave --sequences out"):
+        plan("lasher", roots["lasher"], folder, weights="new", names=only, resume=False)
+    assert first.file.exists()
+    assert len(plan("lasher", roots["lasher"], folder, weights="new", resume=False).todo) == len(work.runs)
+    assert plan("lasher", roots["lasher"], folder, weights="new", names=only, resume=False).todo
+    assert len(plan("lasher", roots["lasher"], folder, weights="new").todo) == len(work.runs)
 
 
 class Odd:
@@ -180,7 +199,7 @@ def test_a_workspace_of_the_toolkit(official, roots, network, tmp_path):
     work = plan(official, roots[official], folder, weights="w")
     track_runs(network, work)
     for name in ("mine", "yours"):  # a second call adds to the first
-        workspace = write_workspace_of([work], {name: "some/where"})
+        workspace = write_workspace_of([work], {name: '"some/where"'})
     assert workspace == tmp_path / official
     assert f"stack: {FORMATS[official].stack}" in (workspace / "config.yaml").read_text()
     registry = configparser.ConfigParser()
@@ -241,6 +260,48 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
         main()
 
 
+def test_what_cannot_be_scored_is_said_before_it_is_tracked(roots, tmp_path, monkeypatch):
+    arguments = ["srft", "evaluate", "tiny_rgb", "--benchmark", "lasher", "--root", str(roots["lasher"]), "--out", str(tmp_path / "out")]
+    (tmp_path / "empty").mkdir()
+    for place, message in (("nothing.zip", "no such folder or zip"), ("empty", "no groundtruth of .*give annotations with --groundtruth")):
+        monkeypatch.setattr("sys.argv", [*arguments, "--groundtruth", str(tmp_path / place)])
+        with pytest.raises(SystemExit, match=message):
+            main()
+    assert not list((tmp_path / "out").rglob("*.txt"))
+
+
+@pytest.fixture(scope="module")
+def two_streams(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "two.safetensors"
+    save_tracker(network, path, preset="tiny", about={})
+    return str(path)
+
+
+def test_two_streams_on_a_benchmark_of_rgb_leave_the_auxiliary_one_out(two_streams, tmp_path, monkeypatch):
+    video = davis_cars.load()[0]
+    folder = tmp_path / "got10k" / "val" / "car"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i + 1:08d}.jpg"), video.frames[i][..., 2::-1])
+    np.savetxt(folder / "groundtruth.txt", video.boxes[:3], delimiter=",")
+    (folder / "absence.label").write_text("0\n0\n0\n")
+    arguments = ["srft", "evaluate", two_streams, "--benchmark", "got10k", "--root", str(tmp_path / "got10k"), "--split", "all"]
+    for name, options in (("plain", []), ("only", ["--rgb-only"])):
+        monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path), "--name", name, *options])
+        main()
+    plain, only = ((tmp_path / "got10k" / name / "car.txt").read_text() for name in ("plain", "only"))
+    assert plain == only
+
+
+def test_a_workspace_runs_the_tracker_as_it_was_evaluated(roots, two_streams, tmp_path, monkeypatch):
+    arguments = ["srft", "evaluate", two_streams, "--benchmark", "depthtrack", "--root", str(roots["depthtrack"]), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--rgb-only", "--precision", "bf16"])
+    main()
+    registry = configparser.ConfigParser()
+    registry.read(tmp_path / "depthtrack" / "trackers.ini")
+    assert registry["two"]["command"] == f'srft trax "{two_streams}" --aux none --precision bf16'
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -252,6 +313,13 @@ def test_the_command(roots, tmp_path, monkeypatch, capsys):
         (["--benchmark", "lasher", "--root", "/d", "--workers", "2", "--device", "cpu"], "--device cpu has no effect with --workers 2"),
         (["--benchmark", "lasher", "--root", "/d", "--workers", "0"], "--workers is 0; expected at least 1"),
         (["--benchmark", "lasher", "--root", "/d", "--batch", "0"], "--batch is 0; expected at least 1"),
+        (["--benchmark", "own", "--root", "/d", "--json", "s.json"], "--json s.json has no effect with --benchmark own"),
+        (["--benchmark", "lashr", "--root", "/d", "--json", "s.json"], "no benchmark 'lashr'; expected one of fe108"),
+        (
+            ["--benchmark", "lasot", "--root", "/d", "--protocol", "excluded", "--groundtruth", "g"],
+            "excluded --groundtruth g have no effect",
+        ),
+        (["--benchmark", "depthtrack", "--root", "/d", "--protocol", "excluded"], "DepthTrack is scored by its kit's protocol only"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, monkeypatch):

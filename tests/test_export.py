@@ -121,3 +121,9 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(ValueError, match=r"onnxscript not installed: run uv sync --extra export"):
         export(load_tracker("tiny_rgb"), tmp_path / "tiny.onnx")
+
+
+def test_sizes_of_a_checkpoint_directory_are_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["srft", "export", str(tmp_path), "tiny.pt2", "--streams", "1"])
+    with pytest.raises(SystemExit, match="--streams and --preset have no effect"):
+        cli.main()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from srft.cli import main
 from srft.method.giving_back import GivingBack, strength_with
 from tests.small_net import make_prior, net
 
@@ -78,3 +79,16 @@ def test_what_cannot_be():
     silent = {n: replace(p, diagonal=torch.zeros_like(p.measure())) for n, p in prior.groups.items()}
     with pytest.raises(ValueError, match=r"mean sensitivity is 0\.0"):
         GivingBack.of(replace(prior, groups=silent), model.state_dict(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "mine.safetensors"], "--out has no effect without --write"),
+        (["--write", "3", "--strengths", "1", "2", "--plot", "p.png"], "--strengths --plot have no effect with --write"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["srft", "give-back", "run", *options])
+    with pytest.raises(SystemExit, match=message):
+        main()

@@ -6,6 +6,7 @@ import importlib.util
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -139,6 +140,37 @@ def test_plain_files_folders_of_them_and_lists(tmp_path):
     (tmp_path / "deep" / "list.txt").write_text("man\ncar\n")
     assert list(read_groundtruth(Files(tmp_path / "deep"), protocol)) == ["man", "car"]
     assert list(read_groundtruth(Files(tmp_path / "deep"), protocol, names=["bus"])) == ["bus"]
+
+
+def test_sequences_may_be_links_and_lead_in_circles(tmp_path):
+    (tmp_path / "disk" / "car").mkdir(parents=True)
+    (tmp_path / "disk" / "car" / "groundtruth.txt").write_text("1,2,3,4\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "car").symlink_to(tmp_path / "disk" / "car")
+    (tmp_path / "disk" / "car" / "up").symlink_to(tmp_path / "data")
+    assert Files(tmp_path / "data").paths == ["car/groundtruth.txt"]
+    assert list(read_groundtruth(Files(tmp_path / "data"), find_protocol("FE108"))) == ["car"]
+
+
+def test_the_size_of_pictures_is_the_sequences_own(tmp_path):
+    for name, height, width in (("bigcar", 40, 60), ("car", 100, 200)):
+        (tmp_path / name / "color").mkdir(parents=True)
+        (tmp_path / name / "groundtruth.txt").write_text("1,2,3,4\n")
+        cv2.imwrite(str(tmp_path / name / "color" / "00000001.png"), np.zeros((height, width, 3), np.uint8))
+    truths = read_groundtruth(Files(tmp_path), find_protocol("DepthTrack"))
+    assert {name: truth.size for name, truth in truths.items()} == {"bigcar": (60, 40), "car": (200, 100)}
+
+
+def test_flags_stand_in_lines_or_in_one(tmp_path):
+    (tmp_path / "car").mkdir()
+    (tmp_path / "car" / "groundtruth.txt").write_text("1,2,3,4\n" * 3)
+    flags = tmp_path / "car" / "absent.txt"
+    for text in ("1\n0\n1\n", "1,0,1\n", "1 0 1"):
+        flags.write_text(text)
+        assert read_groundtruth(Files(tmp_path), find_protocol("COESOT"))["car"].absent.tolist() == [False, True, False]
+    flags.write_text("")
+    with pytest.raises(ValueError, match="groundtruth of car: 3 boxes and 0 absent flags"):
+        read_groundtruth(Files(tmp_path), find_protocol("COESOT"))
 
 
 def test_what_is_wrong_is_said(tmp_path):

@@ -248,6 +248,19 @@ def test_a_box_may_reach_out_of_the_frame(network):
     assert np.isfinite(tracker.track(FRAME).box).all()
 
 
+def test_what_cannot_be_shown_anew_leaves_the_target_that_is_followed(network, sequences):
+    tracker, once = OnlineTracker(network), OnlineTracker(network)
+    for each in (tracker, once):
+        each.initialize(sequences[0].frames[0], sequences[0].boxes[0])
+    with pytest.raises(ValueError, match="outside the 160x120 frame"):
+        tracker.initialize(sequences[1].frames[0], np.array([500.0, 10, 5, 5]))
+    np.testing.assert_array_equal(tracker.track(sequences[0].frames[1]).box, once.track(sequences[0].frames[1]).box)
+    tracker.initialize(sequences[1].frames[0], sequences[1].boxes[0])
+    once = OnlineTracker(network)
+    once.initialize(sequences[1].frames[0], sequences[1].boxes[0])
+    np.testing.assert_array_equal(tracker.track(sequences[1].frames[1]).box, once.track(sequences[1].frames[1]).box)
+
+
 def test_a_wrong_frame_later_on_is_named_and_moves_nobody(network, sequences):
     tracker, once = BatchTracker(network), BatchTracker(network)
     for name in "ab":

@@ -1,6 +1,7 @@
 """The page of a report: whole, without anything from outside, with real results, pictures and failures in it."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from srft import cli
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.synthetic import record
-from srft.evaluation.groundtruth import Truth
+from srft.evaluation.groundtruth import Truth, read_groundtruth
+from srft.evaluation import report
+from srft.evaluation.plots import picture_strip
 from srft.evaluation.protocols import find_protocol
 from srft.evaluation.report import Loss, longest_loss, write_report
-from srft.evaluation.results import Result
+from srft.evaluation.results import Files, Result
 from srft.evaluation.scores import score
 from tests.test_scores import PERFECT, TRUTHS, result
 
@@ -61,7 +64,19 @@ def test_the_longest_loss_by_hand():
     assert longest_loss(truth, Result(runs={0: boxes})) is None
     assert longest_loss(truth, Result(runs={0: found[:4]})) == Loss(first=2, last=2, frames=1)
     found[:] = np.nan
-    assert longest_loss(truth, Result(runs={0: found})) == Loss(first=0, last=11, frames=10)
+    assert longest_loss(truth, Result(runs={0: found})) == Loss(first=1, last=11, frames=9)  # in frame 0 the tracker is shown its target
+
+
+def test_a_result_that_begins_with_a_mark_or_after_a_leading_absence_is_no_loss():
+    boxes = np.column_stack([30.0 * np.arange(10), np.full(10, 9.0), np.full((10, 2), 20.0)])
+    marked = boxes.copy()
+    marked[0] = np.nan  # vot-toolkit's 1
+    assert longest_loss(Truth(name="t", boxes=boxes[None], absent=np.zeros(10, bool)), Result(runs={0: marked})) is None
+    late = Truth(name="t", boxes=boxes[None], absent=np.arange(10) < 3)
+    assert longest_loss(late, Result(runs={0: boxes[3:]})) is None
+    lost = boxes[3:].copy()
+    lost[2:4] += 500
+    assert longest_loss(late, Result(runs={0: lost})) == Loss(first=5, last=6, frames=2)
 
 
 def test_the_command_on_real_results_is_one_whole_page(tmp_path, monkeypatch, capsys):
@@ -116,6 +131,30 @@ def test_pictures_come_from_the_data_set(tmp_path):
     assert f"{last}, where mine loses the target (frame 6)" in named
     assert len(page.images) == 3 + 3  # curves, each sequence, one failure
     assert last in {row[0] for row in page.rows}
+
+
+def test_pictures_of_a_sequence_that_begins_without_its_target(tmp_path, monkeypatch):
+    write_native("visevent", tmp_path, [record("target-test", 0, seed=7, length=8, modality="rgbe")], split="test")
+    (flags,) = tmp_path.rglob("absent_label.txt")
+    flags.write_text("0\n" * 2 + "1\n" * 6)
+    (sequence,) = open_benchmark("visevent", tmp_path, split="test", partial=True)
+    protocol = find_protocol("VisEvent")
+    folder = read_groundtruth(Files(tmp_path), protocol)
+    kit = {n: replace(t, boxes=t.boxes[:, 2:], absent=t.absent[2:]) for n, t in folder.items()}  # begins with the target
+    found = sequence.boxes.copy()
+    for truths in (folder, kit):
+        results = {"mine": {sequence.name: Result(runs={0: found})}}
+        scores = score(protocol, truths, results)
+        write_report(tmp_path / "page.html", scores, truths, results, sequences={sequence.name: sequence})
+        page = Page((tmp_path / "page.html").read_text())
+        assert [image["alt"] for image in page.images if image["alt"] == sequence.name]
+        assert "mine never lost its target" in (tmp_path / "page.html").read_text()
+    found[4:] += 900
+    shown = []
+    monkeypatch.setattr(report, "picture_strip", lambda *args, frames, **_: shown.append(frames) or picture_strip(*args, frames=frames))
+    for truths in (folder, kit):
+        write_report(tmp_path / "page.html", scores, truths, results, sequences={sequence.name: sequence}, pictures=1)
+    assert shown == [6, [0, 1, 3, 4, 5], 6, [0, 1, 2, 3, 4, 5]]
 
 
 def test_other_measurements_and_a_run_that_gets_the_page(tmp_path, monkeypatch):

@@ -94,6 +94,45 @@ def test_folders_zips_prefixes_and_side_files(tmp_path):
             assert {n: r.runs[0][0, 0] for n, r in results.items()} == {"car": 0, "redcar": 1, "car_2": 2}
 
 
+@pytest.mark.parametrize("names", [("car",), ("car", "car2")])
+def test_a_prefix_of_few_files_is_found(names, tmp_path):
+    for name in names:
+        (tmp_path / f"Mine_{name}.txt").write_text("1,2,3,4\n")
+    assert list(read_results(Files(tmp_path), names, tracker="x")) == list(names)
+
+
+def test_a_file_of_one_sequence_is_no_prefixed_file_of_another(tmp_path):
+    for name in ("woman2", "woman3"):
+        (tmp_path / f"{name}.txt").write_text("1,2,3,4\n")
+    assert list(read_results(Files(tmp_path), ["man2", "woman2", "woman3"], tracker="x")) == ["woman2", "woman3"]
+
+
+def test_a_file_belongs_to_the_longest_name_that_it_ends_in(tmp_path):
+    for name in ("redcar", "redbus"):
+        (tmp_path / f"Mine_{name}.txt").write_text("1,2,3,4\n")
+    assert sorted(read_results(Files(tmp_path), ["car", "redbus", "redcar"], tracker="x")) == ["redbus", "redcar"]
+    (tmp_path / "Mine_redbus.txt").unlink()
+    (tmp_path / "Mine_redcar.txt").rename(tmp_path / "redcar.txt")
+    assert read_results(Files(tmp_path), ["car"], tracker="x") == {}
+
+
+def test_a_folder_of_several_trackers_is_refused(tmp_path):
+    for tracker, names in {"fft": ("car",), "mine": ("car", "bus")}.items():
+        for name in names:
+            path = tmp_path / tracker / f"{name}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"x, sequence car: both fft/car\.txt and mine/car\.txt; expected the results of one tracker"):
+        read_results(Files(tmp_path), ["bus", "car"], tracker="x")
+    assert list(read_results(Files(tmp_path), ["bus"], tracker="x")) == ["bus"]
+
+
+def test_the_last_confidence_may_be_blank(tmp_path):
+    (tmp_path / "car_001.txt").write_text("1\n5,5,2,2\n0\n")
+    (tmp_path / "car_001_confidence.value").write_text("\n0.5\n")  # vot-toolkit writes blank for none, and no end of line
+    assert read_results(Files(tmp_path), ["car"], tracker="x")["car"].confidences.tolist() == [0, 0.5, 0]
+
+
 def test_a_long_term_result_has_states_and_confidences(tmp_path):
     (tmp_path / "car_001.txt").write_text("1\n5,5,2,2\n0\n5,6,2,2\n")
     (tmp_path / "car_001_confidence.value").write_text("\n0.5\nnan\n0.25\n")

@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srft import cli
-from srft.evaluation import tables
+from srft.evaluation import metrics, tables
 from srft.evaluation.groundtruth import Truth
 from srft.evaluation.protocols import BENCHMARKS, find_protocol
 from srft.evaluation.published import peers, read_published
@@ -95,6 +96,47 @@ def test_results_that_begin_after_a_leading_absence_are_moved():
     assert "the first 3 of them absent; rows begin after these" in scores.notes[0]
 
 
+def test_annotations_of_the_visevent_kit_begin_with_the_target():
+    """Its data set's folders may begin earlier: results score the same by either, with rows of the frames before or without."""
+    late = truth("late", frames=10, absent=3)
+    kit = replace(late, boxes=late.boxes[:, 3:], absent=late.absent[3:])
+    found = late.boxes[0, 3:] + np.array([1.0, 2, 0, 0])
+    protocol = find_protocol("VisEvent")
+    whole = np.concatenate([np.zeros((3, 4)), found])
+    by_kit, *by_folder = [
+        score(protocol, {"late": t}, {"x": {"late": result(rows)}}).trackers["x"].measures
+        for t, rows in ((kit, found), (late, found), (late, whole))
+    ]
+    assert by_folder == [by_kit, by_kit]
+    assert by_kit["precision_20"] == 1
+
+
+def test_the_frame_that_shows_the_target_is_excluded_after_a_leading_absence_too():
+    late = truth("late", frames=10, absent=3)
+    found = late.boxes[0].copy()
+    found[4:] += 500
+    scores = score(find_protocol("COESOT", "excluded"), {"late": late}, {"x": {"late": result(found)}})
+    own = metrics.measure([(found[3:], late.boxes[0, 3:], late.absent[3:])])
+    assert scores.trackers["x"].measures["success_auc"] == own.success_auc == 0
+
+
+def test_an_attribute_of_sequences_without_a_counted_frame_is_left_out():
+    truths = {"car": TRUTHS["car"], "still": truth("still", frames=1, attributes=("ROT",))}
+    found = {name: result(t.boxes[0]) for name, t in truths.items()}
+    scores = score(find_protocol("VisEvent", "excluded"), truths, {"x": found})
+    assert scores.attribute_counts == {"CM": 1}
+    assert "attribute,CM" in tables.csv_text(scores)
+    assert "ROT" not in tables.latex_text(scores, attributes=True)
+
+
+def test_more_sequences_than_the_official_list_has_are_of_another_split():
+    truths = {str(i): truth(str(i)) for i in range(33)}
+    scores = score(find_protocol("FE108"), truths, {"x": {name: result(t.boxes[0]) for name, t in truths.items()}})
+    assert "33 sequences are scored, the official test list has 32: not comparable" in scores.notes[-1]
+    assert find_protocol("COESOT").whole(528)  # one is annotated and not listed
+    assert not find_protocol("COESOT").whole(827)
+
+
 def test_breakout_capability_needs_a_reference_of_every_sequence():
     coesot = find_protocol("COESOT")
     scores = score(coesot, TRUTHS, {"x": PERFECT}, boc_references={"car": 0.5, "bus": 0.25, "man": 1.0})
@@ -132,7 +174,7 @@ def test_peers_are_of_the_same_protocol_and_all_sequences():
     found = peers(protocol, 320)
     assert found["ViPT"]["success_auc"].percent == 59.2
     assert "SRTrack" not in found  # published on 218 sequences
-    assert peers(protocol, 319) == {}
+    assert peers(protocol, 319) == peers(protocol, 500) == {}  # part of the test list; another split
     assert peers(protocol.variant("excluded"), 320) == {}
     scores = score(find_protocol("DepthTrack"), *depth_track())
     text = tables.peers_table(scores, peers(find_protocol("DepthTrack"), 50)).splitlines()
@@ -180,6 +222,18 @@ def test_the_command_scores_a_workspace_of_the_toolkit(kind, dataset, monkeypatc
     assert len(list((tmp_path / "plots").iterdir())) == 1
 
 
+@pytest.mark.parametrize("options", [["--boc-reference", "r.csv"], ["--size", "640", "360"]])
+def test_options_that_would_do_nothing_are_refused(options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["srft", "score", "--benchmark", "LasHeR", "--groundtruth", "g", "--results", "r", *options])
+    with pytest.raises(SystemExit, match=f"{' '.join(options)} has no effect on LasHeR"):
+        cli.main()
+
+
+def test_scores_of_no_tracker_are_refused():
+    with pytest.raises(ValueError, match="results of no tracker"):
+        score(find_protocol("LasHeR"), TRUTHS, {})
+
+
 def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
     place = ("--benchmark", "VisEvent", "--groundtruth", EXCERPT / "annos", "--results")
     results = EXCERPT / "CEUTrack_tracking_result"
@@ -194,7 +248,7 @@ def test_the_command_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_pat
     reference = tmp_path / "reference.csv"
     reference.write_text("sequence,success\ncar,half\n")
     with pytest.raises(SystemExit, match=r"reference\.csv, line 2: 'car,half'; expected sequence,success"):
-        srft(monkeypatch, capsys, *place, results, "--boc-reference", reference)
+        srft(monkeypatch, capsys, *place, results, "--benchmark", "COESOT", "--boc-reference", reference)
 
 
 def test_a_run_that_lacks_and_a_video_without_anchors_are_named():
@@ -208,3 +262,16 @@ def test_a_run_that_lacks_and_a_video_without_anchors_are_named():
         score(vot, {"a": t}, {"x": {"a": Result(runs={**runs, 3: t.boxes[0][:2]})}})
     with pytest.raises(ValueError, match=r"groundtruth of car: no anchor\.value"):
         score(vot, {"car": TRUTHS["car"]}, {"x": PERFECT})
+
+
+def test_a_sequence_that_lacks_a_run_is_left_out_where_missing_ones_may_be():
+    boxes = np.full((4, 4), 20.0)
+    truths = {n: Truth(name=n, boxes=boxes[None], absent=np.zeros(4, bool), size=(99, 99), anchors=np.array([1, 0, 0, -1])) for n in "ab"}
+    whole = {name: Result(runs={0: boxes, 3: boxes}) for name in truths}
+    part = {**whole, "b": Result(runs={0: boxes})}
+    scores = score(find_protocol("VOT-RGBD2022"), truths, {"whole": whole, "part": part}, allow_missing=True)
+    assert scores.sequences == ("a",)
+    assert "part lacks runs of 1 of 2 sequences, which are left out for every tracker: b" in scores.notes
+    part["b"] = Result(runs={0: boxes, 3: boxes[:2]})
+    with pytest.raises(ValueError, match="2 rows in the run from frame 3; expected 4 rows"):
+        score(find_protocol("VOT-RGBD2022"), truths, {"part": part}, allow_missing=True)

@@ -97,7 +97,18 @@ def run(command: Evaluate) -> None:
         _benchmark(command, command.benchmark, command.root, names)
 
 
+_SCORES = ("json", "protocol", "groundtruth")
+"""Options of scores, which a benchmark without a protocol has not."""
+
+
 def _check_options(command: Evaluate) -> None:
+    from srft.data.benchmarks import layout_of
+    from srft.evaluation.protocols import protocol_of
+
+    scored = False
+    if command.benchmark is not None:
+        layout_of(command.benchmark)
+        scored = protocol_of(command.benchmark, command.protocol) is not None
     # An option as it is by default cannot be told from one that was left out, and does no harm.
     for name in ("workers", "batch"):
         if (value := getattr(command, name)) < 1:
@@ -105,7 +116,7 @@ def _check_options(command: Evaluate) -> None:
     changed = {f.name: getattr(command, f.name) for f in fields(command) if getattr(command, f.name) != f.default}
     idle = {
         "without --benchmark": changed.keys() - _SHIPPED if command.benchmark is None else (),
-        f"with --benchmark {command.benchmark}": ("pictures",) if command.benchmark is not None else (),
+        f"with --benchmark {command.benchmark}": () if command.benchmark is None else ("pictures", *(() if scored else _SCORES)),
         f"with --workers {command.workers}": ("device",) if command.workers > 1 else (),
     }
     for case, names in idle.items():
@@ -152,14 +163,12 @@ def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) 
     import contextlib
     import textwrap
 
-    from srft.data.benchmarks import layout_of
     from srft.evaluation import tables
     from srft.evaluation.benchmark import score_runs, write_workspace_of
     from srft.evaluation.published import peers
     from srft.files import write_json
     from srft.training.cluster import cluster
 
-    layout_of(benchmark)
     works, failures = [], []
     with cluster() if command.workers > 1 else contextlib.nullcontext():
         for weights, name in zip(command.weights, names, strict=True):
@@ -181,15 +190,21 @@ def _benchmark(command: Evaluate, benchmark: str, root: Path, names: list[str]) 
             print(f"note: {textwrap.shorten(note, 300, placeholder=' ... (all in --json)')}")
         if command.json:
             write_json(command.json, scores.to_json())
-    workspace = write_workspace_of(works, {n: _trax(w) for n, w in zip(names, command.weights, strict=True)})
+    workspace = write_workspace_of(works, {n: _trax(command, w) for n, w in zip(names, command.weights, strict=True)})
     if workspace is not None:
         print(f"workspace    vot analysis --workspace {workspace} {' '.join(names)}")
     if failures:
         raise ValueError(f"{len(failures)} of {runs} runs failed; put their files right and give the same command again")
 
 
-def _trax(weights: str) -> str:
-    return str(Path(weights).resolve()) if Path(weights).exists() else weights
+def _trax(command: Evaluate, weights: str) -> str:
+    # What runs the tracker as it was evaluated.
+    arguments = [f'"{Path(weights).resolve() if Path(weights).exists() else weights}"']
+    if command.rgb_only:
+        arguments.append("--aux none")
+    if command.precision != "fp32":
+        arguments.append(f"--precision {command.precision}")
+    return " ".join(arguments)
 
 
 def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: str) -> tuple[Plan, list[Failure]]:
@@ -197,11 +212,12 @@ def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: st
 
     from tqdm import tqdm
 
-    from srft.evaluation.benchmark import describe, plan, track_runs
+    from srft.data.benchmarks import layout_of
+    from srft.evaluation.benchmark import describe, plan, track_runs, truths_of
     from srft.evaluation.result_files import tracker_folder
 
     network, checksum = _tracker(weights, "cpu" if command.workers > 1 else command.device)
-    rgb_only = command.rgb_only or network.streams == 1
+    rgb_only = command.rgb_only or network.streams == 1 or layout_of(benchmark).modality == "rgb"
     work = plan(
         benchmark,
         root,
@@ -214,6 +230,7 @@ def _track(command: Evaluate, benchmark: str, root: Path, weights: str, name: st
         names=command.sequences,
         resume=command.resume,
     )
+    truths_of(work, command.groundtruth)  # what cannot be scored is said before it is tracked
     kept = f", {len(work.runs) - len(work.todo)} of them are there already" if len(work.todo) < len(work.runs) else ""
     print(f"{name} on {benchmark}, split {command.split}: {len(work.runs)} runs{kept}, {work.frames} frames to track", flush=True)
     started = time.perf_counter()

@@ -39,6 +39,9 @@ def run(command: Export) -> None:
 
     Args:
         command: the options.
+
+    Raises:
+        ValueError: streams or preset are named for a checkpoint directory, which has its own.
     """
     from srft.model.export import export
     from srft.model.pretrained import load_tracker
@@ -46,6 +49,8 @@ def run(command: Export) -> None:
 
     folder = Path(command.weights)
     if folder.is_dir():
+        if command.streams or command.preset:
+            raise ValueError(f"--streams and --preset have no effect on {folder}: a checkpoint directory says both; leave them out")
         network = tuned_tracker(folder)
     else:
         network = load_tracker(command.weights, streams=command.streams, preset=command.preset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
@@ -48,8 +48,10 @@ def run(command: GiveBack) -> None:
         command: the options.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or an option would do nothing.
     """
+    _check_options(command)
+
     from srft.files import write_json
     from srft.training import checkpoint
     from srft.training.returning import trackers
@@ -101,6 +103,14 @@ def run(command: GiveBack) -> None:
 
         points = [(line["source"], line["target"], f"{line['strength']:g}") for line in found]
         front_plot(points, command.plot, title=f"{config.name}: strengths of giving back, on validation")
+
+
+def _check_options(command: GiveBack) -> None:
+    # An option as it is by default cannot be told from one that was left out.
+    case, names = ("without --write", ("out",)) if command.write is None else ("with --write", ("strengths", "plot", "json"))
+    defaults = {f.name: f.default for f in fields(command)}
+    if idle := [f"--{name}" for name in names if getattr(command, name) != defaults[name]]:
+        raise ValueError(f"{' '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect {case}")
 
 
 def _cache(folder: Path) -> Path:

@@ -81,7 +81,7 @@ def read_and_score(command: Scored) -> Read:
         Everything.
 
     Raises:
-        ValueError: two results have the same name.
+        ValueError: two results have the same name, or an option would do nothing.
     """
     from tqdm import tqdm
 
@@ -91,6 +91,10 @@ def read_and_score(command: Scored) -> Read:
     from srft.evaluation.scores import score
 
     protocol = find_protocol(command.benchmark, command.protocol)
+    if command.boc_reference and "boc" not in protocol.extra:
+        raise ValueError(f"--boc-reference {command.boc_reference} has no effect on {protocol.benchmark}; leave it out")
+    if command.size and protocol.measurement == "one_pass":
+        raise ValueError(f"--size {command.size[0]} {command.size[1]} has no effect on {protocol.benchmark}; leave it out")
     names = command.sequences.read_text().split() if command.sequences else None
     truths = read_groundtruth(Files(find_groundtruth(command.groundtruth, protocol)), protocol, names=names, size=command.size)
     results = {}

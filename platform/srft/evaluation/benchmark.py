@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable
 from collections.abc import Sequence as Several
@@ -15,17 +16,17 @@ from srft.config import Modality
 from srft.data.benchmarks import NativeFrames, open_benchmark, read_annotations
 from srft.data.sequence import Sequence
 from srft.evaluation.follow import follow
-from srft.evaluation.groundtruth import read_groundtruth
+from srft.evaluation.groundtruth import Truth, read_groundtruth
 from srft.evaluation.online import Precision
-from srft.evaluation.protocols import BENCHMARKS, Protocol, find_protocol
-from srft.evaluation.result_files import FORMATS, Run, runs_of, write_result
+from srft.evaluation.protocols import protocol_of
+from srft.evaluation.result_files import FORMATS, ResultFormat, Run, runs_of, write_result
 from srft.evaluation.results import Files, read_results
 from srft.evaluation.scores import Scores, score
 from srft.evaluation.workspace import write_workspace
 from srft.files import environment, write_json
 from srft.model.tracker import MultiModalTracker
 
-__all__ = ["Failure", "Plan", "describe", "plan", "protocol_of", "score_runs", "track_runs", "write_workspace_of"]
+__all__ = ["Failure", "Plan", "describe", "plan", "score_runs", "track_runs", "truths_of", "write_workspace_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +91,26 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: the folder holds results of other weights or settings, or a named sequence is not in the split.
+        ValueError: the folder holds results of other weights or settings that would be kept, or a named sequence is not in the split.
     """
     form = FORMATS[benchmark]
     marker = folder / "manifest.json"
     identity = {"benchmark": benchmark, "weights": weights, "split": split, "list": list_name, "modality": modality, "precision": precision}
-    if marker.exists() and resume:
-        found = json.loads(marker.read_text())
-        differing = [key for key, value in identity.items() if found.get(key) != value]
-        if differing:
-            was = ", ".join(f"{key} {found.get(key)}" for key in differing)
-            raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or track anew with --no-resume")
+    found = json.loads(marker.read_text()) if marker.exists() else identity
+    was = ", ".join(f"{key} {found.get(key)}" for key, value in identity.items() if found.get(key) != value)
+    if was and resume:
+        raise ValueError(f"{folder} holds results of {was}; choose another --out or --name, or track anew with --no-resume")
     sequences: dict[str, Sequence] = {
         s.name: s for s in open_benchmark(benchmark, root, split=split, protocol=list_name, modality=modality)
     }
     if unknown := [name for name in names if name not in sequences]:
         raise ValueError(f"--sequences: {', '.join(unknown)} not in split {split} of {root}; it has {', '.join(list(sequences)[:5])}, ...")
     chosen = [sequences[name] for name in names or sequences]
+    if was and names and (others := [name for name in sequences if name not in names and _has_results(folder, form, name)]):
+        raise ValueError(
+            f"{folder} holds results of {was}, also of {len(others)} sequences more ({', '.join(others[:3])}, ...), which would pass for "
+            "results of the new ones; choose another --out or --name, or leave --sequences out"
+        )
     anchors = (
         {n: a.anchors for n, a in read_annotations(benchmark, root, names=[s.name for s in chosen]).items()} if form.from_anchors else {}
     )
@@ -119,6 +123,10 @@ def plan(
     if not (marker.exists() and resume):
         write_json(marker, {**identity, "root": str(root.resolve()), "environment": environment()})
     return Plan(benchmark=benchmark, root=root, folder=folder, runs=runs, todo=tuple(run for run in runs if not run.file.exists()))
+
+
+def _has_results(folder: Path, form: ResultFormat, name: str) -> bool:
+    return any(folder.glob(form.path.replace("{start:08d}", "*").format(sequence=glob.escape(name))))
 
 
 def _from_the_start(sequence: Sequence) -> Sequence:
@@ -147,7 +155,7 @@ def write_workspace_of(works: Several[Plan], trackers: dict[str, str]) -> Path |
 
     Args:
         works: plans of one benchmark in one folder.
-        trackers: what ``srft trax`` is to be called with, by the trackers' names.
+        trackers: arguments of ``srft trax``, by the trackers' names.
 
     Returns:
         The workspace; None for other benchmarks.
@@ -209,20 +217,26 @@ def track_runs(
     return failures
 
 
-def protocol_of(benchmark: str, protocol: str = "kit") -> Protocol | None:
-    """The rules that a benchmark is scored by.
+def truths_of(work: Plan, groundtruth: Path | None = None) -> dict[str, Truth]:
+    """What results are scored by.
 
     Args:
-        benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
-        protocol: ``kit``, ``as_failure`` or ``excluded``.
+        work: the plan.
+        groundtruth: see :func:`score_runs`.
 
     Returns:
-        The rules; None if there are none.
+        Annotations by sequence; none of a benchmark without a protocol.
+
+    Raises:
+        ValueError: there are no annotations of a sequence, as in a pack.
     """
-    plain = benchmark.replace("-", "")
-    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
-        return None
-    return find_protocol(benchmark, protocol)
+    rules = protocol_of(work.benchmark)
+    if rules is None:
+        return {}
+    try:
+        return read_groundtruth(Files(groundtruth or work.root), rules, names=work.sequences)
+    except ValueError as error:
+        raise ValueError(f"{error}. Results are scored by them: give annotations with --groundtruth") from None
 
 
 def score_runs(
@@ -243,7 +257,7 @@ def score_runs(
     if rules is None:
         return None
     names = works[0].sequences
-    truths = read_groundtruth(Files(groundtruth or works[0].root), rules, names=names)
+    truths = truths_of(works[0], groundtruth)
     found = {}
     for work in works:
         found[work.folder.name] = read_results(

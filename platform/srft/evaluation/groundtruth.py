@@ -49,6 +49,24 @@ class Truth:
     def __len__(self) -> int:
         return self.boxes.shape[1]
 
+    @property
+    def leading(self) -> int:
+        """Frames before the first that shows the target; 0 if none does."""
+        return int(np.argmax(~self.absent & (self.boxes[0, :, 2:] > 0).all(1)))
+
+    def placed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of a tracker at their frames.
+
+        Args:
+            rows: ``[R, ...]``; where exactly the leading frames are lacking, the tracker began after these.
+
+        Returns:
+            The rows; in the latter case ``[T, ...]``, NaN for the leading frames.
+        """
+        if not self.leading or len(rows) != len(self) - self.leading:
+            return rows
+        return np.concatenate([np.full((self.leading, *rows.shape[1:]), np.nan), rows])
+
 
 def find_groundtruth(place: str, protocol: Protocol) -> Path:
     """Where the groundtruth is.
@@ -136,7 +154,8 @@ def _boxes(files: Files, paths: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 def _flags(files: Files, paths: Mapping[str, str], *, present: bool) -> dict[str, np.ndarray]:
     tables = parse_columns({name: files.read(path) for name, path in paths.items()}, where=f"absent flags {files.place}")
-    return {name: (table[:, 0] == 0) if present else (table[:, 0] == 1) for name, table in tables.items()}
+    flags = {name: table.ravel() if len(table) == 1 else table[:, :1].ravel() for name, table in tables.items()}  # in one line, or in lines
+    return {name: values == (0 if present else 1) for name, values in flags.items()}
 
 
 def _truth(name: str, boxes: Sequence[np.ndarray], absent: np.ndarray | None) -> Truth:
@@ -254,7 +273,7 @@ def _picture_size(files: Files, name: str) -> tuple[int, int]:
     # Of the first colour picture of a sequence in a folder.
     import cv2
 
-    path = next((path for path in files.paths if path.endswith(f"{name}/groundtruth.txt")), None)
+    path = next((path for path in files.paths if f"/{path}".endswith(f"/{name}/groundtruth.txt")), None)
     folder = files.place / path.removesuffix("groundtruth.txt") / "color" if path and files.place.is_dir() else None
     if folder is not None and folder.is_dir():
         picture = min(folder.iterdir(), default=None)

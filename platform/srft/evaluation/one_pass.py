@@ -100,7 +100,7 @@ def curves_of(protocol: Protocol, found: np.ndarray, truths: np.ndarray, flagged
     absent = flagged | ~sized
     taken = {"nothing": np.zeros(frames, bool), "flagged": flagged.copy(), "absent": absent.copy()}[protocol.removes]
     if protocol.removes_first:
-        taken[:1] = True
+        taken[: int(np.argmin(absent)) + 1] = True  # up to the frame whose box the tracker is given
     failed = {
         "nothing": np.zeros(frames, bool),
         "not_positive": ~(truths > 0).all((0, 2)),

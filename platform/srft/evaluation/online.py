@@ -116,7 +116,6 @@ class BatchTracker:
         """The names of the targets that are followed."""
         return tuple(self._targets)
 
-    @torch.inference_mode()
     def join(self, name: Hashable, frame: Frame, box: np.ndarray) -> None:
         """Show a new target.
 
@@ -129,9 +128,23 @@ class BatchTracker:
             ValueError: the frame is no such frame or shows the network nothing, the box has no area or is outside the frame, or the name
                 is taken; the message names the target.
         """
-        where = f"target {name!r}, first frame"
         if name in self._targets:
             raise ValueError(f"target {name!r} is already followed; leave({name!r}) first to show it anew")
+        self.show(name, frame, box)
+
+    @torch.inference_mode()
+    def show(self, name: Hashable, frame: Frame, box: np.ndarray) -> None:
+        """Show a target, in place of the one that is followed by this name, if there is one.
+
+        Args:
+            name: what :meth:`track` and :meth:`leave` will call it.
+            frame: its first frame.
+            box: ``[4]`` ltwh in pixels.
+
+        Raises:
+            ValueError: frame or box are not as :meth:`join` wants them; what was followed is followed still.
+        """
+        where = f"target {name!r}, first frame"
         parts = split_frame(frame, where)
         if not parts.has_rgb and self._channels == 3:
             raise ValueError(f"{where}: the RGB frame is missing, and this tracker looks at nothing else")
@@ -145,6 +158,7 @@ class BatchTracker:
         patch, _ = self._cut(parts, box, self._arch.template_factor, self._arch.template_px)
         template = normalize(torch.from_numpy(patch[None]).to(self.device))[0]
         self._targets[name] = _Target(template=template, box=box.copy(), size=(parts.width, parts.height))
+        self._templates = (), torch.empty(0)
 
     def leave(self, name: Hashable) -> None:
         """Follow a target no longer.
@@ -269,11 +283,9 @@ class OnlineTracker:
         Args:
             frame: uint8 ``[H, W, 3]`` (RGB), ``[H, W, 6]`` (RGB, then auxiliary image) or a pair (RGB, auxiliary) with None for a
                 missing one.
-            box: ``[4]`` ltwh in pixels. A wrong frame or box is a ValueError.
+            box: ``[4]`` ltwh in pixels. A wrong frame or box is a ValueError; what was followed is followed still.
         """
-        for name in self._batch.targets:
-            self._batch.leave(name)
-        self._batch.join(_ONE, frame, box)
+        self._batch.show(_ONE, frame, box)
 
     def track(self, frame: Frame) -> Tracked:
         """Find the target in the next frame.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["BENCHMARKS", "Protocol", "find_protocol"]
+__all__ = ["BENCHMARKS", "Protocol", "find_protocol", "protocol_of"]
 
 _ONE_PASS = ("success_auc", "precision_20", "normalized_precision_20")
 
@@ -32,6 +32,8 @@ class Protocol:
     """What the benchmark's papers report besides."""
     sequences: int
     """Test sequences of the official list."""
+    annotated: int = 0
+    """Test sequences that the kit annotates, where these are more."""
 
     rounds: bool = False
     """Results are rounded to whole pixels, half to even, and scored in single precision."""
@@ -43,12 +45,14 @@ class Protocol:
     """In results given as corners or ltrb the last numbers are a box's last pixel, so its width has one more than their difference."""
     shorter: Literal["refused", "zeros", "cuts_truth"] = "refused"
     """A result with fewer rows than the groundtruth. One with more is cut."""
+    begins_with_target: bool = False
+    """The kit's annotations begin with the target: leading frames without it, which a data set's own folder may have, do not count."""
     truths: Literal["first", "nearest"] = "first"
     """With several groundtruths: the visible one, or per frame the one that suits the tracker."""
     removes: Literal["nothing", "flagged", "absent"] = "nothing"
     """Frames taken out: those with an absent flag, or also those without a groundtruth box."""
     removes_first: bool = False
-    """The first frame is taken out too."""
+    """The first frame with a target, which the tracker is shown, is taken out too."""
     fails: Literal["nothing", "not_positive", "no_area", "absent"] = "nothing"
     """Frames whose overlap counts as -1: any groundtruth number not above 0, width or height not above 0, or also flagged ones."""
     failed_error: float = float("inf")
@@ -72,6 +76,17 @@ class Protocol:
     """Names of the attribute columns of the kit's annotation files."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where each rule is from."""
+
+    def whole(self, sequences: int) -> bool:
+        """Whether a number of sequences is that of the whole test set, so that scores are comparable with published ones.
+
+        Args:
+            sequences: how many were scored.
+
+        Returns:
+            False for fewer, and for more: those are of another split.
+        """
+        return self.sequences <= sequences <= max(self.sequences, self.annotated)
 
     def variant(self, name: str) -> Protocol:
         """The same benchmark with another rule about absence.
@@ -113,6 +128,7 @@ _VOT = "vot-toolkit 0.9.0"
 VISEVENT = Protocol(
     benchmark="VisEvent",
     sequences=320,
+    begins_with_target=True,
     removes="flagged",
     fails="not_positive",
     failed_error=-1.0,
@@ -122,6 +138,7 @@ VISEVENT = Protocol(
     sources={
         "kit": _VISEVENT_KIT,
         "first_row, repairs": "utils/calc_seq_err_robust.m: rows repaired from the second on, then the first replaced",
+        "begins_with_target": "annos/absent: none of the 320 sequences begins without its target",
         "removes": "utils/calc_seq_err_robust.m: rows with absent flag 1 deleted",
         "fails": "utils/calc_seq_err_robust.m: any of x, y, w, h not above 0 gives -1 for overlap and for error",
         "divisor": "utils/eval_tracker.m: counts divided by the number of groundtruth rows, deleted ones included",
@@ -135,10 +152,13 @@ COESOT = replace(
     VISEVENT,
     benchmark="COESOT",
     sequences=527,
+    annotated=528,
+    begins_with_target=False,
     extra=("boc",),
     sources={
         **VISEVENT.sources,
         "kit": "Event-AHU/COESOT @ 69567ea, COESOT_eval_toolkit, which uses the functions of " + _VISEVENT_KIT,
+        "begins_with_target": "the kit's annotations of 20 sequences begin without the target",
         "sequences": "the kit's list names 527; 528 are annotated",
         "boc": "plot_BOC.m: mean over all videos of mean success x (1 - mean success of 15 reference trackers)",
     },
@@ -262,3 +282,19 @@ def find_protocol(benchmark: str, name: str = "kit") -> Protocol:
         if plain(known) == plain(benchmark):
             return kit.variant(name)
     raise ValueError(f"--benchmark {benchmark}: not known; expected one of {', '.join(BENCHMARKS)}")
+
+
+def protocol_of(benchmark: str, protocol: str = "kit") -> Protocol | None:
+    """The rules that a benchmark is scored by.
+
+    Args:
+        benchmark: one of ``srft.data.benchmarks.LAYOUTS``.
+        protocol: ``kit``, ``as_failure`` or ``excluded``.
+
+    Returns:
+        The rules; None if there are none. A protocol that the benchmark has not is a ValueError, as of :func:`find_protocol`.
+    """
+    plain = benchmark.replace("-", "")
+    if not any(known.lower().replace("-", "") == plain for known in BENCHMARKS):
+        return None
+    return find_protocol(benchmark, protocol)

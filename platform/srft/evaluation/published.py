@@ -51,9 +51,9 @@ def peers(protocol: Protocol, sequences: int) -> Mapping[str, Mapping[str, Publi
         sequences: how many were scored.
 
     Returns:
-        Figure by measure, by tracker; empty for another protocol than the published one or when sequences are lacking.
+        Figure by measure, by tracker; empty for another protocol than the published one or another number of sequences.
     """
-    if sequences < protocol.sequences:
+    if not protocol.whole(sequences):
         return {}
     found: dict[str, dict[str, Published]] = {}
     for figure in read_published():

@@ -44,6 +44,8 @@ class Loss:
 def longest_loss(truth: Truth, result: Result) -> Loss | None:
     """The longest stretch of frames with a visible target that overlaps with the tracker's box by at most :data:`LOST`.
 
+    The frame in which the tracker is shown its target is none of them: result files have a mark there, or anything.
+
     Args:
         truth: of a sequence.
         result: one pass over it.
@@ -51,10 +53,11 @@ def longest_loss(truth: Truth, result: Result) -> Loss | None:
     Returns:
         The stretch, the first of the longest; None if the target was never lost.
     """
-    boxes, found = truth.boxes[0], result.runs[0]
+    boxes, found = truth.boxes[0], truth.placed(result.runs[0])
     frames = min(len(boxes), len(found))
     boxes, found = boxes[:frames], found[:frames]
     visible = ~truth.absent[:frames] & (boxes[:, 2:] > 0).all(1)  # not a number is not above 0
+    visible[: truth.leading + 1] = False
     overlap = np.nan_to_num(iou(found, boxes), nan=0.0)
     longest: Loss | None = None
     first, count = 0, 0
@@ -105,7 +108,7 @@ def write_report(
             radar_plot(scores, Path(folder) / "attributes.png")
             drawn.append(Path(folder) / "attributes.png")
         curves = [_image(file, f"{protocol.benchmark}: {file.stem.replace('_', ' ')} of {', '.join(order)}") for file in drawn]
-        strips = _strips(Path(folder), scores, results, losses, sequences or {}, order, pictures) if one_pass else []
+        strips = _strips(Path(folder), scores, truths, results, losses, sequences or {}, order, pictures) if one_pass else []
     heading = title or protocol.benchmark
     parts = [
         f"<h1>{html.escape(heading)}</h1>",
@@ -200,6 +203,7 @@ def _by_sequence(scores: Scores, losses: Mapping[str, Mapping[str, Loss]]) -> st
 def _strips(
     folder: Path,
     scores: Scores,
+    truths: Mapping[str, Truth],
     results: Mapping[str, Mapping[str, Result]],
     losses: Mapping[str, Mapping[str, Loss]],
     sequences: Mapping[str, Sequence],
@@ -219,11 +223,13 @@ def _strips(
             wanted.append((s, frames, f", where {top} loses the target (frame {loss.first})"))
     for number, (name, frames, what) in enumerate(wanted):
         sequence = sequences[name]
-        boxes = {t: results[t][name].runs[0][sequence.offset :][: len(sequence)] for t in names[: len(COLORS)]}
-        if any(len(b) != len(sequence) for b in boxes.values()):
+        first = len(truths[name]) - len(sequence)  # 0 where a kit's annotations begin with the target, as the sequence does
+        rows = {t: truths[name].placed(results[t][name].runs[0]) for t in names[: len(COLORS)]}
+        boxes = {t: found[first:][: len(sequence)] for t, found in rows.items()}
+        if first < 0 or any(len(b) != len(sequence) for b in boxes.values()):
             continue
         if isinstance(frames, list):
-            frames = [min(max(0, f - sequence.offset), len(sequence) - 1) for f in frames]
+            frames = sorted({min(max(0, f - first), len(sequence) - 1) for f in frames})
         file = folder / f"strip{number}.png"
         picture_strip(sequence, boxes, file, frames=frames, height=160)
         figures = ", ".join(f"{t} {percent(_value(scores, t, name))}" for t in names)

@@ -87,10 +87,16 @@ class Files:
         return self.read(path).decode("utf-8-sig", errors="replace")
 
 
-def _walk(top: Path):
+def _walk(top: str | Path, above: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str]]]:
+    # As os.walk, through links too, but in no circle.
+    here = os.path.realpath(top)
+    if here in above:
+        return
     for folder, folders, names in os.walk(top):
         folders[:] = [f for f in folders if f not in _PICTURES and not f.endswith(("_aps", "_dvs", "_voxel"))]
         yield folder, [n for n in names if n.endswith((".txt", ".csv", ".value", ".bin", ".tag")) or n == "sequence"]
+        for link in [path for path in (os.path.join(folder, f) for f in folders) if os.path.islink(path)]:
+            yield from _walk(link, (*above, here))
 
 
 def parse_columns(contents: Mapping[str, bytes], *, where: str, states: bool = False) -> dict[str, np.ndarray]:
@@ -261,8 +267,8 @@ def read_results(
 ) -> dict[str, Result]:
     """Results of one tracker.
 
-    A sequence's file is ``SEQ.txt``, ``SEQ_001.txt`` or the same after a prefix that all files share; vot-toolkit's
-    ``SEQ/SEQ_001.txt`` with ``SEQ_001_confidence.value`` beside it; or, with anchors, ``SEQ_00000050.txt`` or ``.bin`` for each.
+    A sequence's file is ``SEQ.txt``, ``SEQ_001.txt`` or the same after a prefix that all files share (of a single file, one that ends
+    in ``_`` or the like); vot-toolkit's ``SEQ/SEQ_001.txt`` with ``SEQ_001_confidence.value`` beside it; or, with anchors, ``SEQ_00000050.txt`` or ``.bin`` for each.
 
     Args:
         files: folder or zip.
@@ -275,22 +281,31 @@ def read_results(
 
     Returns:
         Result by sequence; without those that have no file.
+
+    Raises:
+        ValueError: a sequence has files in several folders. What is wrong with a file is one, too.
     """
     found: dict[str, str] = {}
+    again: dict[str, str] = {}
     for path in files.paths:
         stem, suffix = posixpath.splitext(posixpath.basename(path))
         if suffix in (".txt", ".csv", ".bin") and not stem.endswith(_SIDE_FILES):
-            found.setdefault(stem, path)
+            if posixpath.dirname(found.setdefault(stem, path)) != posixpath.dirname(path):
+                again.setdefault(stem, path)
     if anchors:
-        return _anchored(files, sequences, found, tracker, boxes)
-    first, last = min(found, default=""), max(found, default="")
-    prefix = first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)]
-    candidates = [""] + [prefix[:i] for i in range(len(prefix), 0, -1)]
-    places = {}
-    for sequence in sequences:
-        names = (f"{start}{sequence}{end}" for end in ("", "_001") for start in candidates)
-        if match := next((found[name] for name in names if name in found), None):
-            places[sequence] = match
+        return _anchored(files, sequences, found, again, tracker, boxes)
+    prefix = os.path.commonprefix(list(found))
+    candidates = [prefix[:i] for i in range(len(prefix), 0, -1)]
+    if len(found) == 1:
+        candidates = [start for start in candidates if not start[-1].isalnum()]
+    owners = {}
+    for sequence in sorted(sequences, key=len):  # a file is of the longest name that it ends in
+        names = (f"{start}{sequence}{end}" for end in ("", "_001") for start in ("", *candidates))
+        if match := next((name for name in names if name in found), None):
+            owners[match] = sequence
+    for stem, sequence in owners.items():
+        _refuse_several(found, again, stem, f"{tracker}, sequence {sequence}")
+    places = {sequence: found[stem] for stem, sequence in owners.items()}
     tables = _tables(files, places, tracker)
     known = set(files.paths)
     results = {}
@@ -307,14 +322,27 @@ def read_results(
     return results
 
 
-def _anchored(files: Files, sequences: Sequence[str], found: Mapping[str, str], tracker: str, boxes: BoxFormat | None) -> dict[str, Result]:
+def _refuse_several(found: Mapping[str, str], again: Mapping[str, str], stem: str, source: str) -> None:
+    if stem in again:
+        raise ValueError(f"{source}: both {found[stem]} and {again[stem]}; expected the results of one tracker in one experiment")
+
+
+def _anchored(
+    files: Files,
+    sequences: Sequence[str],
+    found: Mapping[str, str],
+    again: Mapping[str, str],
+    tracker: str,
+    boxes: BoxFormat | None,
+) -> dict[str, Result]:
     places = {}
+    wanted = set(sequences)
     for stem, path in found.items():
         name, _, anchor = stem.rpartition("_")
-        if len(anchor) == 8 and anchor.isdigit():
+        if len(anchor) == 8 and anchor.isdigit() and name in wanted:
+            _refuse_several(found, again, stem, f"{tracker}, sequence {name}")
             places[name, int(anchor)] = path
-    wanted = set(sequences)
-    keys = {f"{name} from frame {anchor}": (name, anchor) for name, anchor in places if name in wanted}
+    keys = {f"{name} from frame {anchor}": (name, anchor) for name, anchor in places}
     tables = _tables(files, {key: places[pair] for key, pair in keys.items()}, tracker)
     runs: dict[str, dict[int, np.ndarray]] = {}
     for key, (name, anchor) in sorted(keys.items(), key=lambda item: item[1]):
@@ -336,8 +364,9 @@ def _confidences(text: str, rows: int, source: str) -> np.ndarray:
         values = np.array([float(line) if line.strip() else 0.0 for line in text.splitlines()])
     except ValueError as error:
         raise ValueError(f"{source}: {error}; expected one number a line") from None
-    if len(values) == rows - 1:  # the frame of the start has no line
-        values = np.concatenate([[0.0], values])
+    if len(values) == rows - 1:
+        # The frame of the start has no line; or it has a blank one, and the last one, blank too, has no end.
+        values = np.concatenate([values, [0.0]] if text[:1] in "\r\n" else [[0.0], values])
     if len(values) != rows:
         raise ValueError(f"{source}: {len(values)} confidences; expected {rows}, one per box")
     return values

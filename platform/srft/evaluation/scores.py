@@ -43,6 +43,7 @@ class Scores:
     notes: tuple[str, ...] = ()
     """What a reader must know: sequences left out, rows filled in."""
     attribute_counts: Mapping[str, int] = field(default_factory=dict)
+    """Sequences that have an attribute, of those of which the protocol counts a frame."""
 
     def to_json(self) -> dict:
         """The report as JSON holds it.
@@ -82,8 +83,8 @@ def score(
         protocol: the rules.
         truths: groundtruth by sequence.
         results: by tracker, then by sequence.
-        allow_missing: leave sequences that any tracker lacks out of all, and count rows that are missing as failures, and say so;
-            otherwise both are errors.
+        allow_missing: leave sequences that any tracker lacks, or lacks a run of, out of all, and count rows that are missing as
+            failures, and say so; otherwise these are errors.
         boc_references: mean success of COESOT's reference trackers by sequence.
 
     Returns:
@@ -92,6 +93,8 @@ def score(
     Raises:
         ValueError: results are missing, or nothing is left to score.
     """
+    if not results:
+        raise ValueError("results of no tracker; nothing to score")
     notes: list[str] = []
     scored = list(truths)
     for tracker, found in results.items():
@@ -106,6 +109,12 @@ def score(
             )
         notes.append(f"{text}, which are left out for every tracker: {', '.join(lacking)}")
         scored = [name for name in scored if name not in set(lacking)]
+    for tracker, found in results.items() if allow_missing and protocol.measurement == "multistart" else ():
+        lacking = [name for name in scored if run_frames(_anchors(truths[name])).keys() - found[name].runs.keys()]
+        if lacking:
+            text = f"{tracker} lacks runs of {len(lacking)} of {len(truths)} sequences"
+            notes.append(f"{text}, which are left out for every tracker: {', '.join(lacking)}")
+            scored = [name for name in scored if name not in set(lacking)]
     if not scored:
         raise ValueError(f"no sequence of {protocol.benchmark} has results of every tracker; nothing to score")
     truths = {name: truths[name] for name in scored}
@@ -117,20 +126,20 @@ def score(
             fitted[name], remarks = _fit(protocol, truth, found[name], f"{tracker}, sequence {name}", allow_missing)
             notes += remarks
         trackers[tracker] = measure(protocol, truths, fitted, boc_references)
-    counts = {a: n for a in protocol.attributes if (n := sum(a in t.attributes for t in truths.values()))}
-    if protocol.measurement != "one_pass":
-        counts = {}
-    if len(scored) < protocol.sequences:
-        notes.append(f"{len(scored)} of {protocol.sequences} sequences are scored: not comparable with published results")
+    counted = next(iter(trackers.values())).sequences if protocol.measurement == "one_pass" else ()
+    counts = {a: n for a in protocol.attributes if (n := sum(a in truths[name].attributes for name in counted))}
+    if not protocol.whole(len(scored)):
+        text = f"{len(scored)} of {protocol.sequences} sequences are scored"
+        if len(scored) > protocol.sequences:
+            text = f"{len(scored)} sequences are scored, the official test list has {protocol.sequences}"
+        notes.append(f"{text}: not comparable with published results")
     return Scores(protocol=protocol, sequences=tuple(scored), trackers=trackers, notes=tuple(notes), attribute_counts=counts)
 
 
 def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_missing: bool) -> tuple[Result, list[str]]:
     # A result with the rows that the protocol needs, and what had to be done for that.
     if protocol.measurement == "multistart":
-        if truth.anchors is None:
-            raise ValueError(f"groundtruth of {truth.name}: no anchor.value, so no starting frames; VOT-RGBD2022 needs one")
-        frames = run_frames(truth.anchors)
+        frames = run_frames(_anchors(truth))
         wrong = [a for a, order in frames.items() if a not in result.runs or len(result.runs[a]) != len(order)]
         if wrong:
             have = result.runs.get(wrong[0])
@@ -144,13 +153,13 @@ def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_mi
         kept = Result(runs={0: boxes[:frames]}, confidences=None if result.confidences is None else result.confidences[:frames])
         same = len(boxes) == frames
         return kept, [] if same else [f"{source}: {len(boxes)} rows for {frames} frames; {'cut' if len(boxes) > frames else 'filled up'}"]
-    lead = int(np.argmin(truth.absent)) if truth.absent.any() and not truth.absent.all() else 0
     filling = np.full((frames - len(boxes), 4), np.nan)
     scores = None if result.confidences is None else np.zeros(frames)
-    if lead and len(boxes) == frames - lead:
+    if len(placed := truth.placed(boxes)) == frames:
+        lead = truth.leading
         if scores is not None:
             scores[lead:] = result.confidences
-        moved = Result(runs={0: np.concatenate([filling, boxes])}, confidences=scores)
+        moved = Result(runs={0: placed}, confidences=scores)
         return moved, [f"{source}: {len(boxes)} rows for {frames} frames, the first {lead} of them absent; rows begin after these"]
     if not allow_missing:
         raise ValueError(
@@ -166,12 +175,19 @@ def _fit(protocol: Protocol, truth: Truth, result: Result, source: str, allow_mi
     return filled, [note]
 
 
+def _anchors(truth: Truth) -> np.ndarray:
+    if truth.anchors is None:
+        raise ValueError(f"groundtruth of {truth.name}: no anchor.value, so no starting frames; VOT-RGBD2022 needs one")
+    return truth.anchors
+
+
 def _one_pass(
     protocol: Protocol, truths: Mapping[str, Truth], results: Mapping[str, Result], boc_references: Mapping[str, float] | None
 ) -> TrackerScores:
     curves = {}
     for name, truth in truths.items():
-        found = one_pass.curves_of(protocol, results[name].runs[0], truth.boxes, truth.absent)
+        first = truth.leading if protocol.begins_with_target else 0
+        found = one_pass.curves_of(protocol, results[name].runs[0][first:], truth.boxes[:, first:], truth.absent[first:])
         if found is not None:
             curves[name] = found
     if not curves:
@@ -227,7 +243,7 @@ def _multi_start(protocol: Protocol, truths: Mapping[str, Truth], results: Mappi
     videos = []
     for name, truth in truths.items():
         boxes, runs = truth.boxes[0], []
-        for anchor, order in run_frames(truth.anchors if truth.anchors is not None else np.zeros(0)).items():
+        for anchor, order in run_frames(_anchors(truth)).items():
             runs.append((_pixels(truth, results[name].runs[anchor], boxes[order]), (boxes[order, 2:] > 0).all(1)))
         videos.append((len(truth), runs))
     low, high = protocol.interval

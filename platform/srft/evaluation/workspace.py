@@ -29,7 +29,7 @@ def write_workspace(folder: Path, stack: str, sequences: Mapping[str, Path], tra
         folder: of the workspace.
         stack: the toolkit's name of the experiments, such as ``vot2022/rgbd``.
         sequences: the benchmark's folders by name.
-        trackers: what ``srft trax`` is to be called with, by name.
+        trackers: arguments of ``srft trax``, by name.
     """
     for name, source in sequences.items():
         _link(folder / "sequences" / name, source.resolve())
@@ -38,8 +38,8 @@ def write_workspace(folder: Path, stack: str, sequences: Mapping[str, Path], tra
     write_text(folder / "config.yaml", f"registry:\n- ./trackers.ini\nsequences: sequences\nstack: {stack}\n")
     registry = configparser.ConfigParser(interpolation=None)
     registry.read(folder / "trackers.ini")
-    for name, weights in trackers.items():
-        registry[name] = {"label": name, "protocol": "trax", "command": f'srft trax "{weights}"'}
+    for name, arguments in trackers.items():
+        registry[name] = {"label": name, "protocol": "trax", "command": f"srft trax {arguments}"}
     text = io.StringIO()
     registry.write(text)
     write_text(folder / "trackers.ini", text.getvalue())
