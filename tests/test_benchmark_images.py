@@ -11,11 +11,11 @@ from srft.data.events import EVENT_DTYPE, Recording, aedat4_writer, represent
 from srft.data.events.aedat4_writer import write_aedat4
 
 
-def coloured(pixels, time, begin, end):
+def coloured(pixels, time, start, begin, end):
     # Table Frame as of a colour camera: format 16 (8 bits, 3 channels) at the end of the table.
     height, width = pixels.shape
     vtable = struct.pack("<13H", 26, 56, 12, 20, 28, 36, 44, 52, 4, 6, 0, 0, 8)
-    table = struct.pack("<ihhI5qb3x", 26, width, height, 48, time, begin, end, begin, end, 16)
+    table = struct.pack("<ihhI5qb3x", 26, width, height, 48, time, start, end, begin, end, 16)
     frame = struct.pack("<I", 3 * pixels.size) + np.repeat(pixels, 3).tobytes()
     content = struct.pack("<I4s6x", 40, b"FRME") + vtable + table + frame
     return struct.pack("<I", len(content)) + content
@@ -32,8 +32,9 @@ def test_event_images_need_no_frames_of_the_recording_but_their_times(tmp_path, 
     times = np.array([10_000, 40_000, 70_000])
     exposures = np.stack([times - 1000, times + 1000], 1)
     recording = Recording(frames=np.zeros((3, 8, 10), np.uint8), frame_times=times, events=events, exposures=exposures)
-    write_aedat4(tmp_path / "a.aedat4", recording)
-    for representation, edges in (("red_blue", exposures[1:]), ("three_windows", [(10_000, 40_000), (40_000, 70_000)])):
+    starts = times - 8000  # a DAVIS begins with a frame well before it exposes it; FE108's images are cut there
+    write_aedat4(tmp_path / "a.aedat4", recording, starts=starts)
+    for representation, edges in (("red_blue", exposures[1:]), ("three_windows", [(2000, 32_000), (32_000, 62_000)])):
         images = EventImages(tmp_path / "a.aedat4", representation, 1)
         assert len(images) == 2
         for image, (start, stop) in zip((images[0], images[1]), edges, strict=True):

@@ -12,8 +12,8 @@ from srft import cli
 from srft.data.benchmarks import open_benchmark
 from srft.data.native import write_native
 from srft.data.synthetic import record
-from srft.evaluation.groundtruth import Truth, read_groundtruth
 from srft.evaluation import report
+from srft.evaluation.groundtruth import Truth, read_groundtruth
 from srft.evaluation.plots import picture_strip
 from srft.evaluation.protocols import find_protocol
 from srft.evaluation.report import Loss, longest_loss, write_report

@@ -15,7 +15,7 @@ from srft.data.clip import Clip, EventImages, open_clip
 from srft.data.events import EVENT_DTYPE, Recording, polarity_image, represent
 from srft.data.events.aedat4_writer import write_aedat4
 from srft.data.events.windows import frame_windows
-from srft.data.video import VideoFrames
+from srft.data.video import VideoFrames, video_writer
 from srft.evaluation.online import OnlineTracker
 from srft.evaluation.overlay import overlay
 from srft.model.pretrained import load_tracker
@@ -156,6 +156,18 @@ def test_without_times_video_and_events_start_together(folders, recording):
     image = clip.frame(1)[1]
     np.testing.assert_array_equal((image != 255).any(2), polarity_image(inside, 260, 346).any(2))
     assert len(frame_windows(events["t"], np.array([first + 100_000]))) == 1
+
+
+def test_another_rate_of_the_result_does_not_move_events_along_a_video(folders, recording, tmp_path):
+    """The video says when its frames were."""
+    frames = [cv2.imread(str(path)) for path in sorted((folders / "rgb").iterdir())]
+    with video_writer(tmp_path / "a.avi", fps=10, width=346, height=260) as writer:
+        for frame in frames:
+            writer.write(frame)
+    own, other = (open_clip(str(tmp_path / "a.avi"), events=recording / "events.npz", fps=fps) for fps in (None, 40))
+    assert (own.fps, other.fps) == (10, 40)
+    for t in range(len(frames)):
+        np.testing.assert_array_equal(other.frame(t)[1], own.frame(t)[1])
 
 
 @pytest.mark.parametrize("representation", ["polarity", "red_blue", "three_windows"])

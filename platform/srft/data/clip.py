@@ -9,6 +9,7 @@ import numpy as np
 
 from srft.data import davis_cars
 from srft.data.events import open_events, read_aedat4, read_events, represent
+from srft.data.events.aedat4 import frame_clock
 from srft.data.events.recording import Recording
 from srft.data.events.windows import interval_edges, window_slices
 from srft.data.frames import Frame
@@ -161,14 +162,16 @@ def open_clip(
             raise ValueError(f"{path} is a recording that brings its events with it; leave {aux or events} out")
         recording = read_aedat4(path)
         own = 1e6 / float(np.median(np.diff(recording.frame_times))) if len(recording.frames) > 1 else _FPS
-        images = EventImages(recording, recording.frame_times, representation=representation)
+        cuts = frame_clock(path).starts if representation == "three_windows" else recording.frame_times  # as in FE108's images
+        images = EventImages(recording, cuts, representation=representation)
         return Clip(name=path.stem, frames=_Grey(recording.frames), aux=images, fps=fps or own)
     frames = open_frames(path)
     rate = fps or (frames.fps if isinstance(frames, VideoFrames) else _FPS)
     if events:
-        return Clip(
-            name=path.stem, frames=frames, aux=_beside(frames, events, _frame_times(times, len(frames)), rate, representation), fps=rate
-        )
+        # A video has a rate of its own, whatever the one is that is asked for; pictures are given theirs.
+        taken = frames.fps if isinstance(frames, VideoFrames) else rate
+        beside = _beside(frames, events, _frame_times(times, len(frames)), taken, representation)
+        return Clip(name=path.stem, frames=frames, aux=beside, fps=rate)
     return Clip(name=path.stem, frames=frames, aux=open_frames(aux, pixels=aux_pixels) if aux else None, fps=rate)
 
 

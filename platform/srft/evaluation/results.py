@@ -268,7 +268,8 @@ def read_results(
     """Results of one tracker.
 
     A sequence's file is ``SEQ.txt``, ``SEQ_001.txt`` or the same after a prefix that all files share (of a single file, one that ends
-    in ``_`` or the like); vot-toolkit's ``SEQ/SEQ_001.txt`` with ``SEQ_001_confidence.value`` beside it; or, with anchors, ``SEQ_00000050.txt`` or ``.bin`` for each.
+    in ``_`` or the like); vot-toolkit's ``SEQ/SEQ_001.txt`` with ``SEQ_001_confidence.value`` beside it; or, with anchors,
+    ``SEQ_00000050.txt`` or ``.bin`` for each.
 
     Args:
         files: folder or zip.
@@ -280,21 +281,20 @@ def read_results(
         rounds: likewise.
 
     Returns:
-        Result by sequence; without those that have no file.
-
-    Raises:
-        ValueError: a sequence has files in several folders. What is wrong with a file is one, too.
+        Result by sequence; without those that have no file. Files of one sequence in several folders are a ValueError, as is what is wrong
+        with a file.
     """
     found: dict[str, str] = {}
     again: dict[str, str] = {}
     for path in files.paths:
         stem, suffix = posixpath.splitext(posixpath.basename(path))
-        if suffix in (".txt", ".csv", ".bin") and not stem.endswith(_SIDE_FILES):
-            if posixpath.dirname(found.setdefault(stem, path)) != posixpath.dirname(path):
-                again.setdefault(stem, path)
+        mine = suffix in (".txt", ".csv", ".bin") and not stem.endswith(_SIDE_FILES)
+        if mine and posixpath.dirname(found.setdefault(stem, path)) != posixpath.dirname(path):
+            again.setdefault(stem, path)
     if anchors:
         return _anchored(files, sequences, found, again, tracker, boxes)
-    prefix = os.path.commonprefix(list(found))
+    first, last = min(found, default=""), max(found, default="")
+    prefix = first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))]
     candidates = [prefix[:i] for i in range(len(prefix), 0, -1)]
     if len(found) == 1:
         candidates = [start for start in candidates if not start[-1].isalnum()]

@@ -17,7 +17,7 @@ import numpy as np
 
 from srft.data.benchmarks.layouts import VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
 from srft.data.events import EVENT_DTYPE, represent
-from srft.data.events.aedat4 import frame_clock, open_aedat4
+from srft.data.events.aedat4 import FrameClock, frame_clock, open_aedat4
 from srft.data.events.windows import interval_edges, window_slices
 from srft.data.images import StoredFrame, StoredImage, decode, merge
 from srft.data.video import IMAGES, VideoFrames, natural_key
@@ -213,7 +213,7 @@ class EventImages(_Made):
     """
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
-        exposures = _recording(path).exposures
+        exposures = _recording(path).clock.exposures
         self.path, self.representation, self.first, self._count = path, representation, first, len(exposures) - first
         if self._count < 1:
             raise DataError(f"{path}: {len(exposures)} frames, and the sequence starts at frame {first}; expected more frames")
@@ -225,7 +225,7 @@ class EventImages(_Made):
 
     def __getitem__(self, index: int) -> np.ndarray:
         recording = _recording(self.path)
-        edges = recording.exposures if self.representation == "red_blue" else interval_edges(recording.times)
+        edges = recording.clock.exposures if self.representation == "red_blue" else interval_edges(recording.clock.starts)
         edge = edges[self.first + index]
         events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
         return represent(self.representation, events, *recording.size, start=int(edge[0]), stop=int(edge[1]))
@@ -244,8 +244,7 @@ class EventImages(_Made):
 
 class _Events(NamedTuple):
     events: np.ndarray
-    times: np.ndarray
-    exposures: np.ndarray
+    clock: FrameClock
     size: tuple[int, int]
 
 
@@ -255,7 +254,7 @@ def _recording(path: Path) -> _Events:
     stream = open_aedat4(path)
     parts = list(stream.chunks(any_order=True))
     events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
-    return _Events(events[np.argsort(events["t"], kind="stable")], *frame_clock(path), (stream.height or 0, stream.width or 0))
+    return _Events(events[np.argsort(events["t"], kind="stable")], frame_clock(path), (stream.height or 0, stream.width or 0))
 
 
 def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first: int | None) -> ImageSource:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from srft.data.events.recording import EVENT_DTYPE, EventStream, Recording
 
-__all__ = ["FORMAT", "MAGIC", "frame_clock", "open_aedat4", "read_aedat4", "read_frames"]
+__all__ = ["FORMAT", "MAGIC", "FrameClock", "frame_clock", "open_aedat4", "read_aedat4", "read_frames"]
 
 MAGIC = b"#!AER-DAT4.0\r\n"
 FORMAT = "AEDAT 4"
@@ -43,18 +43,29 @@ def open_aedat4(path: Path) -> EventStream:
     return EventStream(path=path, format=FORMAT, height=streams[0]["height"], width=streams[0]["width"], pieces=pieces)
 
 
-def frame_clock(path: Path) -> tuple[np.ndarray, np.ndarray]:
+class FrameClock(NamedTuple):
+    """When the frames of a recording were taken, in int64 microseconds, sorted; T is 0 without frames."""
+
+    times: np.ndarray
+    """``[T]``, the middle of the exposures."""
+    exposures: np.ndarray
+    """``[T, 2]``, start and end."""
+    starts: np.ndarray
+    """``[T]``, when the camera began with the frame, milliseconds before its exposure: what FE108's event images are cut at."""
+
+
+def frame_clock(path: Path) -> FrameClock:
     """When the frames of an AEDAT 4 file were taken.
 
     Args:
         path: the recording.
 
     Returns:
-        Times ``[T]`` (middle of the exposures) and exposures ``[T, 2]`` (start, end), int64 microseconds, sorted; T is 0 without frames.
+        The times. Of a file that does not say when frames were begun these are the starts of the exposures.
     """
-    times, exposures = _clock(packet["frame"] for packet in _packets(path) if "frame" in packet)
+    times, exposures, starts = _clock(packet["frame"] for packet in _packets(path) if "frame" in packet)
     order = np.argsort(times, kind="stable")
-    return times[order], exposures[order]
+    return FrameClock(times[order], exposures[order], starts[order] if starts.any() else exposures[order, 0])
 
 
 def read_frames(path: Path, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,7 +77,7 @@ def read_frames(path: Path, height: int, width: int) -> tuple[np.ndarray, np.nda
         width: columns of the sensor.
 
     Returns:
-        Frames ``[T, H, W]`` uint8, their times ``[T]`` and exposures ``[T, 2]`` as :func:`frame_clock` gives them.
+        Frames ``[T, H, W]`` uint8, their times ``[T]`` and exposures ``[T, 2]`` as in :class:`FrameClock`.
 
     Raises:
         ValueError: the file is damaged or cut off, or a frame is not 8-bit grey of the sensor's size.
@@ -76,7 +87,7 @@ def read_frames(path: Path, height: int, width: int) -> tuple[np.ndarray, np.nda
     for i, image in enumerate(images):
         if image.shape != (height, width) or image.dtype != np.uint8:
             raise ValueError(f"{path}: frame {i} is {image.dtype} {image.shape}; expected 8-bit grey of the sensor's {width}x{height}")
-    times, exposures = _clock(frames)
+    times, exposures, _ = _clock(frames)
     order = np.argsort(times, kind="stable")
     return np.array(images, np.uint8).reshape(-1, height, width)[order], times[order], exposures[order]
 
@@ -107,10 +118,10 @@ def read_aedat4(path: str | Path) -> Recording:
     return Recording(frames=frames, frame_times=times, events=joined, exposures=exposures)
 
 
-def _clock(frames: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    table = [(frame["t"], frame["exposure_begin_t"], frame["exposure_end_t"]) for frame in frames]  # without the pixels
-    times = np.array(table, np.int64).reshape(-1, 3)
-    return times[:, 0], times[:, 1:]
+def _clock(frames: Iterable[dict[str, Any]]) -> FrameClock:
+    table = [[frame[name] for name in ("t", "exposure_begin_t", "exposure_end_t", "begin_t")] for frame in frames]  # without the pixels
+    times = np.array(table, np.int64).reshape(-1, 4)
+    return FrameClock(times[:, 0], times[:, 1:3], times[:, 3])
 
 
 def _events(packet: dict[str, Any]) -> np.ndarray:

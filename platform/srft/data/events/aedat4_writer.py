@@ -17,18 +17,20 @@ _EVENT = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<i2", "<i2
 _STREAMS = (("events", "EVTS", "Array of events (polarity ON/OFF)."), ("frames", "FRME", "Standard frame (8-bit image)."))
 
 
-def write_aedat4(path: str | Path, recording: Recording, *, packet_us: int = 10_000) -> None:
+def write_aedat4(path: str | Path, recording: Recording, *, starts: np.ndarray | None = None, packet_us: int = 10_000) -> None:
     """Write frames and events as iniVation's DV does: stream 0 events in packets of equal time, stream 1 frames, in order of time.
 
     Args:
         path: the file; its folder is made.
         recording: frames and events; exposures default to none, begin and end at the frame's time.
+        starts: ``[T]`` microseconds, when the camera began with each frame; the frames' times if left out.
         packet_us: microseconds of a packet of events.
     """
     _, height, width = recording.frames.shape
     times = recording.frame_times.astype(np.int64)
     exposures = np.stack([times, times], 1) if recording.exposures is None else recording.exposures
-    packets = [(int(t), 1, _frame(pixels, int(t), *map(int, e))) for pixels, t, e in zip(recording.frames, times, exposures, strict=True)]
+    clock = zip(times if starts is None else starts, times, *exposures.T, strict=True)
+    packets = [(int(t), 1, _frame(pixels, *map(int, (t, s, *e)))) for pixels, (s, t, *e) in zip(recording.frames, clock, strict=True)]
     slots = recording.events["t"] // packet_us
     for part in np.split(recording.events, np.flatnonzero(np.diff(slots)) + 1):
         if len(part):
@@ -68,9 +70,9 @@ def _events(events: np.ndarray) -> bytes:
     return _prefixed(head + struct.pack("<I", len(rows)) + rows.tobytes())
 
 
-def _frame(pixels: np.ndarray, time: int, begin: int, end: int) -> bytes:
+def _frame(pixels: np.ndarray, time: int, start: int, begin: int, end: int) -> bytes:
     # Table Frame: times of frame and exposure, size, pixels; format 0 is 8-bit grey, left out like the position.
     height, width = pixels.shape
     vtable = struct.pack("<13H", 26, 56, 12, 20, 28, 36, 44, 0, 4, 6, 0, 0, 8)
-    table = struct.pack("<ihhI5q4x", 26, width, height, 48, time, begin, end, begin, end)
+    table = struct.pack("<ihhI5q4x", 26, width, height, 48, time, start, end, begin, end)
     return _prefixed(struct.pack("<I4s6x", 40, b"FRME") + vtable + table + _prefixed(np.ascontiguousarray(pixels, np.uint8).tobytes()))
