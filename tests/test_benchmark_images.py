@@ -1,14 +1,16 @@
 """Frames on disk that are not as the synthetic trees have them."""
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from srft.data.benchmarks import DataError
-from srft.data.benchmarks.images import EventImages
+from srft.data.benchmarks import DataError, made
+from srft.data.benchmarks.made import EventImages, VideoFile
 from srft.data.events import EVENT_DTYPE, Recording, aedat4_writer, represent
 from srft.data.events.aedat4_writer import write_aedat4
+from srft.data.video import video_writer
 
 
 def coloured(pixels, time, start, begin, end):
@@ -60,3 +62,35 @@ def test_a_recording_without_frames_is_named(tmp_path):
     write_aedat4(tmp_path / "a.aedat4", recording)
     with pytest.raises(DataError, match=r"a\.aedat4: 0 frames, and the sequence starts at frame 0"):
         EventImages(tmp_path / "a.aedat4", "red_blue", 0)
+
+
+def test_recordings_are_read_once_and_let_go_when_there_is_no_room(tmp_path, monkeypatch):
+    """Sequences are gone through several at a time, each in a thread."""
+    times = np.array([10_000, 40_000, 70_000])
+    for number in range(3):
+        events = np.zeros(100 + number, EVENT_DTYPE)
+        events["t"] = np.linspace(0, 90_000, len(events)).astype(np.int64)
+        frames = np.zeros((3, 8, 10), np.uint8)
+        write_aedat4(tmp_path / f"{number}.aedat4", Recording(frames=frames, frame_times=times, events=events))
+    read, real = [], made._read
+    monkeypatch.setattr(made, "_read", lambda path: (read.append(path.name), real(path))[1])
+    monkeypatch.setattr(made, "_RECORDINGS", kept := made._Recordings(room=10_000))
+    images = [EventImages(tmp_path / f"{number}.aedat4", "three_windows", 0) for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda i: images[i % 3][i // 3], range(9)))
+    assert sorted(read) == ["0.aedat4", "1.aedat4", "2.aedat4"]
+    kept.room = 1
+    assert images[1][0].shape == (8, 10, 3)
+    assert len(kept._kept) == 1
+
+
+def test_a_file_that_takes_the_place_of_another_is_read(tmp_path):
+    for name, count in (("a", 3), ("b", 5)):
+        with video_writer(tmp_path / f"{name}.avi", fps=10, width=16, height=16) as writer:
+            for _ in range(count):
+                writer.write(np.full((16, 16, 3), 40 * count, np.uint8))
+    old = VideoFile(tmp_path / "a.avi")
+    assert (len(old), int(old[0].mean())) == (3, pytest.approx(120, abs=3))
+    (tmp_path / "b.avi").replace(tmp_path / "a.avi")
+    new = VideoFile(tmp_path / "a.avi")
+    assert (len(new), int(new[4].mean())) == (5, pytest.approx(200, abs=3))

@@ -220,7 +220,7 @@ def test_frames_after_the_annotation_are_left_out_where_the_benchmark_has_such(t
     assert [problem.kind for problem in check_benchmark("depthtrack", tmp_path).problems] == ["count", "count"]
 
 
-def test_an_image_missing_between_others_is_named_where_more_images_than_boxes_are_tolerated(tmp_path):
+def test_an_image_that_one_modality_lacks_is_named_where_more_images_than_boxes_are_tolerated(tmp_path):
     """All boxes after it would be those of the frame before."""
     place = tmp_path / "test" / "toy07_indoor_320"
     for i in range(1, 8):
@@ -234,6 +234,10 @@ def test_an_image_missing_between_others_is_named_where_more_images_than_boxes_a
     with pytest.raises(DataError, match=r"depth/00000002\.png: the image after it is missing"):
         sequence.frames[0]
     assert [p.kind for p in check_benchmark("depthtrack", tmp_path).problems if p.kind != "missing"] == ["count"]
+    (place / "color" / "00000003.jpg").unlink()  # a frame that the authors left out
+    (sequence,) = open_benchmark("depthtrack", tmp_path, partial=True)
+    assert sequence.frames[5].shape == (12, 16, 6)
+    picture(place / "color" / "00000003.jpg")
     for i in range(1, 8):
         (place / "color" / f"{i:08d}.jpg").rename(place / "color" / f"{chr(96 + i)}.jpg")
     (place / "depth" / "00000007.png").rename(place / "depth" / "00000003.png")

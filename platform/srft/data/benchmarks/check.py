@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from srft.data.benchmarks.annotations import Annotation, Tree, annotation_files, read_annotation
-from srft.data.benchmarks.images import ImageSource, misfit, open_source
+from srft.data.benchmarks.images import ImageSource, lost, misfit, open_source
 from srft.data.benchmarks.layouts import DataError, Frames, Layout, layout_of
 from srft.data.benchmarks.reader import auxiliary, read_offsets
 from srft.data.benchmarks.splits import NoSequences, Split, list_split
@@ -237,6 +237,8 @@ def _look(
             more = max(more, extra)
         if message := misfit(source, rows, more_frames=layout.more_frames):
             note("count", message)
+    if annotation and (message := lost(sources, rows)):
+        note("count", message)
     shortest = min((len(source) for source in sources), default=0)
     read = 0
     for index in range(shortest) if every else sorted({0, shortest - 1} - {-1}):

@@ -9,20 +9,18 @@ import copy
 import functools
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import cv2
 import numpy as np
 
 from srft.data.benchmarks.layouts import VIDEO_SUFFIXES, DataError, EventFile, Frames, Images, Kind, Video
-from srft.data.events import EVENT_DTYPE, represent
-from srft.data.events.aedat4 import FrameClock, frame_clock, open_aedat4
-from srft.data.events.windows import interval_edges, window_slices
+from srft.data.benchmarks.made import EventImages, Made, VideoFile
 from srft.data.images import StoredFrame, StoredImage, decode, merge
-from srft.data.video import IMAGES, VideoFrames, natural_key
+from srft.data.video import IMAGES, natural_key
 
-__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "misfit", "open_source"]
+__all__ = ["EventImages", "ImageFiles", "ImageSource", "NativeFrames", "VideoFile", "lost", "misfit", "open_source"]
 
 _RENDERINGS: dict[Kind, str] = {"rgb": "image", "event": "image", "depth": "depth:jet", "thermal": "thermal"}
 
@@ -45,36 +43,6 @@ class ImageSource(Protocol):
     def where(self, index: int, /) -> str:
         """Place of a frame, for messages."""
         ...
-
-
-class _Made:
-    """Frames that are not images on the disk: encoded when an encoded image is asked for."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        raise NotImplementedError
-
-    def where(self, index: int) -> str:
-        """Place of a frame, for messages.
-
-        Args:
-            index: of the frame.
-
-        Returns:
-            A file, and where in it.
-        """
-        raise NotImplementedError
-
-    def stored(self, index: int) -> StoredImage:
-        """The frame as a PNG.
-
-        Args:
-            index: of the frame.
-
-        Returns:
-            The image.
-        """
-        image = cv2.cvtColor(self[index], cv2.COLOR_RGB2BGR)
-        return StoredImage(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1], "image", self.where(index))
 
 
 class ImageFiles:
@@ -164,7 +132,7 @@ class ImageFiles:
         return decode(self.image(index)).pixels
 
 
-class ImageTriples(_Made, ImageFiles):
+class ImageTriples(Made, ImageFiles):
     """A folder of grey images, three for the channels of one frame."""
 
     per_frame = 3
@@ -173,88 +141,6 @@ class ImageTriples(_Made, ImageFiles):
         return np.stack([decode(self.image(3 * index + channel)).pixels[..., 0] for channel in range(3)], 2)
 
     where = ImageFiles.where
-
-
-class VideoFile(_Made):
-    """A video; going through it in order decodes each frame once, anything else seeks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._count = path, len(_video(path, os.getpid()))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return _video(self.path, os.getpid())[index]
-
-    def where(self, index: int) -> str:
-        """Place of a frame.
-
-        Args:
-            index: of the frame.
-
-        Returns:
-            File and frame.
-        """
-        return f"{self.path}, frame {index}"
-
-
-@functools.lru_cache(maxsize=8)
-def _video(path: Path, process: int) -> VideoFrames:
-    # By process: a place in a file must not be shared with forked workers.
-    return VideoFrames(path)
-
-
-class EventImages(_Made):
-    """Event images of a recording with frames. One recording is in memory at a time: go through sequences one by one, or pack them.
-
-    Raises:
-        DataError: the recording ends before the first image of the sequence, or does not say how long frames were exposed.
-    """
-
-    def __init__(self, path: Path, representation: str, first: int) -> None:
-        exposures = _recording(path).clock.exposures
-        self.path, self.representation, self.first, self._count = path, representation, first, len(exposures) - first
-        if self._count < 1:
-            raise DataError(f"{path}: {len(exposures)} frames, and the sequence starts at frame {first}; expected more frames")
-        if representation == "red_blue" and not np.diff(exposures).any():
-            raise DataError(f"{path}: does not say how long its frames were exposed; expected an AEDAT 4 file that does")
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        recording = _recording(self.path)
-        edges = recording.clock.exposures if self.representation == "red_blue" else interval_edges(recording.clock.starts)
-        edge = edges[self.first + index]
-        events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
-        return represent(self.representation, events, *recording.size, start=int(edge[0]), stop=int(edge[1]))
-
-    def where(self, index: int) -> str:
-        """Place of a frame.
-
-        Args:
-            index: of the frame.
-
-        Returns:
-            File and frame.
-        """
-        return f"{self.path}, frame {self.first + index}"
-
-
-class _Events(NamedTuple):
-    events: np.ndarray
-    clock: FrameClock
-    size: tuple[int, int]
-
-
-@functools.lru_cache(maxsize=1)
-def _recording(path: Path) -> _Events:
-    # Without the pixels of its frames, which may be coloured and take the most memory: only their times matter.
-    stream = open_aedat4(path)
-    parts = list(stream.chunks(any_order=True))
-    events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
-    return _Events(events[np.argsort(events["t"], kind="stable")], frame_clock(path), (stream.height or 0, stream.width or 0))
 
 
 def open_source(folder: Path, name: str, alternatives: tuple[Frames, ...], first: int | None) -> ImageSource:
@@ -308,9 +194,24 @@ def misfit(source: ImageSource, rows: int, *, more_frames: bool) -> str | None:
     found = len(source)
     if found < rows or (found > rows and not more_frames and not isinstance(source, EventImages)):
         return f"{source.where(0)} and after: {found} frames, but {rows} rows of annotation; expected as many. Fetch the sequence again"
-    if more_frames and isinstance(source, ImageFiles) and (before := source.gap(rows)) is not None:
-        return f"{source.where(before)}: the image after it is missing; expected one of each frame. Fetch the sequence again"
     return None
+
+
+def lost(sources: Iterable[ImageSource], rows: int) -> str | None:
+    """An image that one modality lacks, so that its later ones belong to other frames. What all lack the annotation lacks, too.
+
+    Args:
+        sources: of a sequence.
+        rows: annotated frames.
+
+    Returns:
+        A message; None without one.
+    """
+    gaps = {source: source.gap(rows) for source in sources if isinstance(source, ImageFiles)}
+    if len(set(gaps.values())) < 2:
+        return None
+    source, before = min(((s, g) for s, g in gaps.items() if g is not None), key=lambda one: one[1])
+    return f"{source.where(before)}: the image after it is missing; expected one of each frame. Fetch the sequence again"
 
 
 class NativeFrames:
@@ -361,8 +262,15 @@ class NativeFrames:
 
     @functools.cached_property
     def sources(self) -> tuple[ImageSource, ...]:
-        """RGB and, if there is one, the auxiliary modality."""
-        return tuple(self._open(alternatives) for alternatives in self._alternatives if alternatives)
+        """RGB and, if there is one, the auxiliary modality.
+
+        Raises:
+            DataError: one lacks an image that the other has, or their number is not that of the annotated frames.
+        """
+        found = tuple(self._open(alternatives) for alternatives in self._alternatives if alternatives)
+        if message := lost(found, self.rows):
+            raise DataError(message)
+        return found
 
     def _open(self, alternatives: tuple[Frames, ...]) -> ImageSource:
         source = open_source(self.folder, self.name, alternatives, self._first)
