@@ -313,6 +313,11 @@ def test_lasot_and_got10k(tmp_path):
         text(tmp_path / "got" / split / "list.txt", f"GOT-10k_{split}_000001\n")
     assert [s.name for s in open_benchmark("got10k", tmp_path / "got", split="train")] == ["GOT-10k_train_000001"]
     assert [s.name for s in open_benchmark("got10k", tmp_path / "got", split="val")] == ["GOT-10k_val_000001"]
+    shutil.rmtree(tmp_path / "got" / "train")  # 70 GB that who only evaluates does without
+    assert [s.name for s in open_benchmark("got10k", tmp_path / "got", split="val")] == ["GOT-10k_val_000001"]
+    shutil.rmtree(tmp_path / "got" / "val")
+    with pytest.raises(DataError, match="no train sequences of GOT-10k"):
+        open_benchmark("got10k", tmp_path / "got", split="val")
 
 
 def test_shipped_lists():

@@ -114,7 +114,7 @@ def test_a_pickle_cannot_change_torchs_own_functions():
 
 @pytest.mark.parametrize("part", ["net", "model", "state_dict", None])
 def test_state_dicts_are_found_and_prefixes_of_wrappers_taken_off(tmp_path, part):
-    weights = {f"module.{name}": value for name, value in WEIGHTS.items()}
+    weights = {f"_orig_mod.module.{name}": value for name, value in WEIGHTS.items()}  # compiled, then replicated
     torch.save({part: weights, "epoch": 3} if part else weights, tmp_path / "w.pth")
     contents = read_tensors(tmp_path / "w.pth")
     assert list(contents.weights) == list(WEIGHTS)

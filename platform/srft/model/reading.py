@@ -49,9 +49,8 @@ def read_tensors(path: Path) -> Contents:
         return _safetensors(path)
     loaded, stubbed = load_pickled(path)
     weights = _state_dict(path, loaded)
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    while prefix := next((p for p in _WRAPPERS if weights and all(name.startswith(p) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return Contents(weights=weights, stubbed=stubbed)
 
 

@@ -108,8 +108,8 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
         The listing; what is not on the disk is in ``missing``.
 
     Raises:
-        DataError: there is no such folder or protocol, or training or validation sequences are test sequences too. Nothing of the split on
-            the disk is :class:`NoSequences`, which is one.
+        DataError: there is no such folder or protocol, or training or validation sequences are test sequences too.
+        NoSequences: nothing of the split is on the disk.
     """
     root = Path(root)
     if not root.is_dir():
@@ -122,7 +122,12 @@ def list_split(layout: Layout, root: str | Path, split: Split, protocol: str | N
     if split == "test":
         names, source = _official(layout, root, "test")
         return _located(layout, root, "test", names, source)
-    trained, source = _official(layout, root, "train")
+    try:
+        trained, source = _official(layout, root, "train")
+    except NoSequences:
+        trained, source = (), ""
+        if split != "val" or not _validation(layout, root, trained)[0]:
+            raise
     tested = _tested(layout, root)
     val, val_source = _validation(layout, root, trained)
     for kind, part, part_source in (("training", trained, source), ("validation", val, val_source)):
