@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -160,6 +162,16 @@ def test_dark_quantization_steps_are_no_events_and_equal_ratios_in_the_light_are
     # the response is continuous where its parts meet
     below, above = reference.lin_log(np.array([[[20.0 - 1e-9]], [[20.0 + 1e-9]]])).ravel()
     assert abs(above - below) < 1e-8
+
+
+def test_a_threshold_that_is_met_by_rounding_is_met_where_the_step_ends():
+    """Without mismatch, levels that stay may lie a threshold from the reference to the last bit: no time is made of 0 / 0."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 64, 64), np.uint8).repeat(2, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = list(ev.simulate_from_video(frames, fps=100, threshold_noise=0, noise_rate=0, rng=np.random.default_rng(0)))
+    for number, events in enumerate(found[1:], 1):
+        assert ((events["t"] >= 10_000 * (number - 1)) & (events["t"] <= 10_000 * number)).all()
 
 
 def test_noise_of_a_steady_video_has_the_given_rate():

@@ -119,7 +119,9 @@ def _crossings_between(
     # One row per event: pixel i has rows for its 1st, 2nd, ... number[i]-th crossing.
     row = np.repeat(np.arange(len(where)), number)
     order = np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number) + 1
-    share = np.clip((base[row] + order * step[row] - first[row]) / (last - first)[row], 0.0, 1.0)
+    way, change = base[row] + order * step[row] - first[row], (last - first)[row]
+    # A level that does not change may reach its threshold by rounding alone: it had when the window began.
+    share = np.clip(np.divide(way, change, out=np.zeros_like(way), where=change != 0), 0.0, 1.0)
     when = start + (share * (stop - start)).astype(np.int64)
     return (where[row] * span + when) * 2 + (step[row] > 0)
 
