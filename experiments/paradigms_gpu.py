@@ -3,8 +3,6 @@
 The cells are those of paradigms.py, and so are their files; finished ones are never repeated, and no cell starts once the time is over:
 
     python experiments/paradigms_gpu.py --sizes 64 192 --seeds 5 --processes 16 --minutes 8 --out outputs/paradigms
-
---processes and --minutes stand for --concurrent and --hours, which do nothing here, nor does --tracking-uri.
 """
 
 from __future__ import annotations

@@ -230,6 +230,11 @@ class SRFTConfig:
         check(self.aux_share >= 0, "srft.aux_share", self.aux_share, "at least 0")
         check(self.refresh >= 1, "srft.refresh", self.refresh, "at least 1 step")
 
+    @property
+    def uses_prior(self) -> bool:
+        """Whether anything asks for the prior sensitivity."""
+        return self.rank > 0 or self.diagonal or self.give_back > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
@@ -335,7 +340,7 @@ class TrainConfig:
         single = "full, head, bias, lora or adapter with data.modality rgb, a single stream"
         check(two_streams or not aux, "paradigm", self.paradigm, single)
         srft, regularized = self.srft, self.paradigm.startswith("srft")
-        estimated = self.baseline.kind == "ewc" or (regularized and (srft.rank > 0 or srft.diagonal or srft.give_back > 0))
+        estimated = self.baseline.kind == "ewc" or (regularized and srft.uses_prior)
         shared = not estimated or srft.estimator == "kronecker" or srft.fisher_samples >= self.workers
         expected = f"at least {self.workers}, one for each of workers, or srft.estimator kronecker"
         check(shared, "srft.fisher_samples", srft.fisher_samples, expected)

@@ -89,13 +89,14 @@ def run(command: Events) -> None:
         return stream.chunks() if sorted_events is None else (part for part in sorted_events if len(part))
 
     summary = summarize(stream, chunks())
-    times, exposures, starts = np.empty(0, np.int64), None, None
+    times, exposures, cuts = np.empty(0, np.int64), None, None
     if command.frames:
         times, exposures = read_frame_times(command.frames)
     elif command.fps is not None:
         times = windows.regular_times(summary.first, summary.last, command.fps)
     elif stream.format == aedat4.FORMAT:
-        times, exposures, starts = aedat4.frame_clock(stream.path)
+        clock = aedat4.frame_clock(stream.path)
+        times, exposures, cuts = clock.times, clock.exposures, clock.cuts(command.representation)
     _print(command.recording, summary, times, exposures)
     if command.json:
         write_json(command.json, dataclasses.asdict(summary) | {"seconds": summary.seconds, "frames": len(times)})
@@ -116,8 +117,8 @@ def run(command: Events) -> None:
             command.window == "exposure" or (command.window == "auto" and command.representation == "red_blue")
         ):
             kind, edges = "exposure", exposures
-        else:  # FE108's images are cut where the camera began with its frames.
-            edges = windows.interval_edges(starts if starts is not None and command.representation == "three_windows" else times)
+        else:
+            edges = windows.interval_edges(times if cuts is None else cuts)
         parts = windows.windows_in_time(chunks(), edges)
     settings: dict[str, dict[str, Any]] = {"time_surface": {"tau": command.tau}, "voxel_grid": {"bins": command.bins}}
     made = list(

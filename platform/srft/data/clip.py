@@ -162,8 +162,7 @@ def open_clip(
             raise ValueError(f"{path} is a recording that brings its events with it; leave {aux or events} out")
         recording = read_aedat4(path)
         own = 1e6 / float(np.median(np.diff(recording.frame_times))) if len(recording.frames) > 1 else _FPS
-        cuts = frame_clock(path).starts if representation == "three_windows" else recording.frame_times  # as in FE108's images
-        images = EventImages(recording, cuts, representation=representation)
+        images = EventImages(recording, frame_clock(path).cuts(representation), representation=representation)
         return Clip(name=path.stem, frames=_Grey(recording.frames), aux=images, fps=fps or own)
     frames = open_frames(path)
     rate = fps or (frames.fps if isinstance(frames, VideoFrames) else _FPS)

@@ -13,11 +13,11 @@ from srft.config import ConfigError, TrainConfig, to_flat
 from srft.run_logging.store import (
     DIRECTORY,
     PARENT,
-    SINCE,
     children,
     client_of,
     first_line,
     linked,
+    own_history,
     settings_of,
     store_errors,
     store_uri,
@@ -124,9 +124,8 @@ def _chosen(client: MlflowClient, run_id: str, study: str, trial: int | None) ->
         return chosen[0]
 
     def best(run: Any) -> float:
-        since = int(run.data.tags.get(SINCE, 0))
-        entries = client.get_metric_history(run.info.run_id, "val/success_auc")
-        return max((e.value for e in entries if e.step >= since and not math.isnan(e.value)), default=-math.inf)
+        values = own_history(client, run, "val/success_auc").values()
+        return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
     scores = {index: best(run) for index, run in sorted(runs.items())}
     index = max(scores, key=lambda i: scores[i], default=None)

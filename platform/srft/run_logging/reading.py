@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srft.config import ConfigError
-from srft.run_logging.store import LINK, SINCE, TRIAL, children, client_of, first_line, linked, settings_of, store_errors, store_uri
+from srft.run_logging.store import LINK, TRIAL, children, client_of, first_line, linked, own_history, settings_of, store_errors, store_uri
 
 
 def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> str:
@@ -120,9 +120,7 @@ def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Se
         for run in children(client, experiment, about["run_id"]):
             history: dict[str, list[float]] = {}
             for name in metrics:
-                since = int(run.data.tags.get(SINCE, 0))
-                entries = client.get_metric_history(run.info.run_id, name)
-                values = {one.step: one.value for one in entries if one.step >= since}
+                values = own_history(client, run, name)
                 history[name] = [values.get(step, math.nan) for step in range(max(values, default=-1) + 1)]
             tags = run.data.tags
             found.append(LoggedTrial(index=int(tags[TRIAL]), params=settings_of(run), end=tags.get("srft.end", ""), history=history))

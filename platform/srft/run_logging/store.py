@@ -191,6 +191,21 @@ def settings_of(run: Any) -> dict[str, str]:
     return {**run.data.params, **json.loads(run.data.tags.get(SETTINGS, "{}"))}
 
 
+def own_history(client: MlflowClient, run: Any, metric: str) -> dict[int, float]:
+    """A metric of a run since its settings are what they are.
+
+    Args:
+        client: of the store.
+        run: MLflow's.
+        metric: its name.
+
+    Returns:
+        Value by step.
+    """
+    since = int(run.data.tags.get(SINCE, 0))
+    return {e.step: e.value for e in client.get_metric_history(run.info.run_id, metric) if e.step >= since}
+
+
 def source_tags() -> dict[str, str]:
     """What says which source a run came from.
 

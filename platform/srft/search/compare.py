@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from srft.search.front import at_best
 from srft.search.record import TrialResult
 
 __all__ = ["FEWEST", "STABILITY", "Importance", "importance", "plasticity_and_stability", "varied"]
@@ -32,7 +31,7 @@ def plasticity_and_stability(result: TrialResult, metric: str, stability: str = 
     Returns:
         Value of both; not a number without a finished epoch.
     """
-    return at_best(*([e["metrics"].get(name, math.nan) for e in result.own] for name in (metric, stability)))
+    return result.at_best(metric, stability)
 
 
 def varied(found: Sequence[TrialResult]) -> list[str]:

@@ -169,7 +169,7 @@ class Queue:
         seen = [*self.study.known, *self.watch.observations()]
         refused: list[ConfigError] = []
         while len(refused) < _DRAWS:
-            seed = int(np.random.default_rng((self.study.seed, index, *([len(refused)] if refused else []))).integers(2**31))
+            seed = int(np.random.default_rng((self.study.seed, index, len(refused))).integers(2**31))
             point = draw.propose(self.study.space, seen, seed=seed, objectives=2 if self.study.second else 1)
             try:
                 return self.study.trial(index, point)

@@ -56,6 +56,18 @@ class TrialResult:
         """The part of its history that it trained itself, with the settings that it has."""
         return self.history[self.trial.since :]
 
+    def at_best(self, metric: str, second: str) -> tuple[float, float]:
+        """Two measures at the own epoch that is best by the first.
+
+        Args:
+            metric: the first.
+            second: the other.
+
+        Returns:
+            Both; not-a-number without a finished epoch.
+        """
+        return at_best(*([entry["metrics"].get(name, math.nan) for entry in self.own] for name in (metric, second)))
+
 
 def trial_directory(directory: Path, trial: Trial) -> Path:
     """Where a trial keeps its checkpoints.
@@ -201,7 +213,7 @@ def best(found: Sequence[TrialResult], metric: str = "", second: str = "") -> Tr
     def worth(result: TrialResult) -> float:
         if not second:
             return result.score
-        _, kept = at_best(*([entry["metrics"].get(name, math.nan) for entry in result.own] for name in (metric, second)))
+        _, kept = result.at_best(metric, second)
         return -math.inf if math.isnan(kept) else result.score + kept
 
     return max(scored, key=lambda result: (worth(result), -result.trial.index))

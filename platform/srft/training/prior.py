@@ -104,11 +104,9 @@ def wants_prior(config: TrainConfig) -> bool:
     Returns:
         True for a regularized run that keeps eigenpairs or the diagonal or gives back, and for EWC, if pre-trained weights train.
     """
-    srft = config.srft
     if not trains_pretrained(config.paradigm, freeze_head=config.tracker.freeze_head):
         return False
-    regularized = what_trains(config.paradigm)[1] and (srft.rank > 0 or srft.diagonal or srft.give_back > 0)
-    return regularized or config.baseline.kind == "ewc"
+    return (what_trains(config.paradigm)[1] and config.srft.uses_prior) or config.baseline.kind == "ewc"
 
 
 def wants_diagonal(config: TrainConfig) -> bool:

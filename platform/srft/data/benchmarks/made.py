@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from srft.data.benchmarks.layouts import DataError
-from srft.data.events import EVENT_DTYPE, represent
+from srft.data.events import represent
 from srft.data.events.aedat4 import FrameClock, frame_clock, open_aedat4
 from srft.data.events.windows import interval_edges, window_slices
 from srft.data.images import StoredImage
@@ -52,17 +52,13 @@ class Made:
         return StoredImage(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1], "image", self.where(index))
 
 
-class VideoFile(Made):
-    """A video; going through it in order decodes each frame once, anything else seeks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._count = path, len(_video(path, _stamp(path), os.getpid()))
+class _OfFile(Made):
+    # Frames of one file, from its frame number first on.
+    def __init__(self, path: Path, count: int, first: int = 0) -> None:
+        self.path, self.first, self._count = path, first, count
 
     def __len__(self) -> int:
         return self._count
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return _video(self.path, _stamp(self.path), os.getpid())[index]
 
     def where(self, index: int) -> str:
         """Place of a frame.
@@ -73,7 +69,17 @@ class VideoFile(Made):
         Returns:
             File and frame.
         """
-        return f"{self.path}, frame {index}"
+        return f"{self.path}, frame {self.first + index}"
+
+
+class VideoFile(_OfFile):
+    """A video; going through it in order decodes each frame once, anything else seeks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, len(_video(path, _stamp(path), os.getpid())))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _video(self.path, _stamp(self.path), os.getpid())[index]
 
 
 @functools.lru_cache(maxsize=8)
@@ -88,7 +94,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return about.st_mtime_ns, about.st_size
 
 
-class EventImages(Made):
+class EventImages(_OfFile):
     """Event images of a recording with frames. Recordings stay in memory while there is room for them: pack what is used often.
 
     Raises:
@@ -97,32 +103,20 @@ class EventImages(Made):
 
     def __init__(self, path: Path, representation: str, first: int) -> None:
         exposures = _RECORDINGS.of(path).clock.exposures
-        self.path, self.representation, self.first, self._count = path, representation, first, len(exposures) - first
+        super().__init__(path, len(exposures) - first, first)
+        self.representation = representation
         if self._count < 1:
             raise DataError(f"{path}: {len(exposures)} frames, and the sequence starts at frame {first}; expected more frames")
         if representation == "red_blue" and not np.diff(exposures).any():
             raise DataError(f"{path}: does not say how long its frames were exposed; expected an AEDAT 4 file that does")
 
-    def __len__(self) -> int:
-        return self._count
-
     def __getitem__(self, index: int) -> np.ndarray:
         recording = _RECORDINGS.of(self.path)
-        edges = recording.clock.exposures if self.representation == "red_blue" else interval_edges(recording.clock.starts)
+        clock = recording.clock
+        edges = clock.exposures if self.representation == "red_blue" else interval_edges(clock.cuts(self.representation))
         edge = edges[self.first + index]
         events = recording.events[window_slices(recording.events["t"], edge[None])[0]]
         return represent(self.representation, events, *recording.size, start=int(edge[0]), stop=int(edge[1]))
-
-    def where(self, index: int) -> str:
-        """Place of a frame.
-
-        Args:
-            index: of the frame.
-
-        Returns:
-            File and frame.
-        """
-        return f"{self.path}, frame {self.first + index}"
 
 
 class _Events(NamedTuple):
@@ -152,9 +146,7 @@ class _Recordings:
 def _read(path: Path) -> _Events:
     # Without the pixels of its frames, which may be coloured and take the most memory: only their times matter.
     stream = open_aedat4(path)
-    parts = list(stream.chunks(any_order=True))
-    events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
-    return _Events(events[np.argsort(events["t"], kind="stable")], frame_clock(path), (stream.height or 0, stream.width or 0))
+    return _Events(stream.whole(sort=True), frame_clock(path), (stream.height or 0, stream.width or 0))
 
 
 _RECORDINGS = _Recordings(2**30)

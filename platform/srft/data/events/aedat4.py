@@ -51,7 +51,18 @@ class FrameClock(NamedTuple):
     exposures: np.ndarray
     """``[T, 2]``, start and end."""
     starts: np.ndarray
-    """``[T]``, when the camera began with the frame, milliseconds before its exposure: what FE108's event images are cut at."""
+    """``[T]``, when the camera began with the frame, milliseconds before its exposure."""
+
+    def cuts(self, representation: str) -> np.ndarray:
+        """Where the events of one frame end and those of the next begin.
+
+        Args:
+            representation: that the events become images of.
+
+        Returns:
+            ``[T]``: the starts for ``three_windows``, as FE108's images are cut; the middle of the exposures for all others.
+        """
+        return self.starts if representation == "three_windows" else self.times
 
 
 def frame_clock(path: Path) -> FrameClock:

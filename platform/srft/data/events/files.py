@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from srft.data.events import aedat4, arrays, event_stream, prophesee
-from srft.data.events.recording import EVENT_DTYPE, EventStream, Recording
+from srft.data.events.recording import EventStream, Recording
 
 __all__ = ["open_events", "read_events"]
 
@@ -71,10 +71,7 @@ def read_events(path: str | Path, *, size: tuple[int, int] | None = None, sort: 
         The recording. What is damaged, cut off, not sorted by time or outside the sensor is a ValueError.
     """
     stream = open_events(path, size=size)
-    parts = list(stream.chunks(any_order=sort))
-    events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
-    if sort:
-        events = events[np.argsort(events["t"], kind="stable")]
+    events = stream.whole(sort=sort)
     height, width = stream.height, stream.width
     if height is None or width is None:
         height, width = (int(events[name].max()) + 1 if len(events) else 0 for name in ("y", "x"))

@@ -79,3 +79,16 @@ class EventStream:
                     )
             last, count = int(times[-1]), count + len(events)
             yield events
+
+    def whole(self, *, sort: bool = False) -> np.ndarray:
+        """All events, in memory.
+
+        Args:
+            sort: put them in order of time instead of refusing a file where they are not.
+
+        Returns:
+            ``[N]`` of :data:`EVENT_DTYPE`, sorted by time. What :meth:`chunks` refuses is a ValueError.
+        """
+        parts = list(self.chunks(any_order=sort))
+        events = np.concatenate(parts) if parts else np.empty(0, EVENT_DTYPE)
+        return events[np.argsort(events["t"], kind="stable")] if sort else events
