@@ -27,7 +27,7 @@ import tyro
 from leaderboard import Board, say
 from paradigms_cells import Cell, cells_of, identity
 from paradigms_measures import chunked, pair_success, tests
-from srft.config import DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
+from srft.config import DataConfig, Modality, OptimConfig, Precision, Preset, SRFTConfig, TrackerConfig, TrainConfig, to_flat
 from srft.data.pairs import PairSampler
 from srft.files import environment, git_commit, write_json
 from srft.model.pretrained import load_tracker
@@ -70,6 +70,14 @@ class Session:
     """Target pairs of them, as many for each sequence; half as many of the source."""
     fisher_samples: int = 256
     """Source pairs that priors are estimated from."""
+    preset: Preset = "tiny"
+    """Size of the tracker."""
+    pretrained: str = "tiny_rgb"
+    """Weights of the RGB tracker: shipped, or a file of experiments/pretrain_rgb.py."""
+    precision: Precision = "fp32"
+    """Of the training steps."""
+    rate_scale: float = 1.0
+    """Learning rates of all methods, times this: they are those of the preset tiny."""
     out: Path = Path("outputs/paradigms")
     """Output directory, extended by every session."""
     quick: bool = False
@@ -105,9 +113,10 @@ def base_of(session: Session, modality: Modality) -> TrainConfig:
         raise ValueError(f"--steps is {session.steps}; expected a positive multiple of {EPOCHS}, the validations of a run")
     return TrainConfig(
         name="paradigms",
+        tracker=TrackerConfig(preset=session.preset, pretrained=session.pretrained),
         data=DataConfig(modality=modality, val_sequences=8, test_sequences=session.test_sequences, source_sequences=8, length=LENGTH),
         srft=SRFTConfig(fisher_samples=session.fisher_samples, give_back=0.0, give_back_sequences=0, aux_share=1.0),
-        optim=OptimConfig(epochs=EPOCHS, steps_per_epoch=session.steps // EPOCHS, batch_size=session.batch),
+        optim=OptimConfig(epochs=EPOCHS, steps_per_epoch=session.steps // EPOCHS, batch_size=session.batch, precision=session.precision),
     )
 
 
@@ -222,7 +231,9 @@ def unfinished(session: AnySession) -> tuple[AnySession, list[Cell]]:
     finished = session.out / "cells"
     finished.mkdir(parents=True, exist_ok=True)
     base = functools.partial(base_of, session)
-    cells = cells_of(session.modality, session.sizes, session.seeds, session.methods, base, settings=session.settings)
+    cells = cells_of(
+        session.modality, session.sizes, session.seeds, session.methods, base, settings=session.settings, rates=session.rate_scale
+    )
     missing = [cell for cell in cells if not (finished / f"{identity(cell.config)}.json").exists()]
     say(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished, in {session.out}")
     return session, missing

@@ -73,6 +73,11 @@ METHODS: dict[str, dict[str, Point]] = {
         for strength, share in ((2.0, 0.1), (1.0, 0.1), (5.0, 0.1), (1.0, 1.0))
     },
     "penalty, given back": {
+        "power, 100, 3 up to 24 sequences, aux 10 %": _srft(
+            prior_strength=100.0, rank=16, give_back=3.0, give_back_sequences=24, aux_share=0.1, schedule="power"
+        )
+    }
+    | {
         f"{schedule}, 100, {strength:g}, aux 10 %{named}": _srft(
             rate, prior_strength=100.0, rank=16, give_back=strength, aux_share=0.1, schedule=schedule
         )
@@ -84,11 +89,6 @@ METHODS: dict[str, dict[str, Point]] = {
             ("power", 0.3, RATE, ""),
             ("power", 3.0, 3e-4, ", lr 3e-4"),
             ("power", 3.0, 1e-3, ", lr 1e-3"),
-        )
-    }
-    | {
-        "power, 100, 3 up to 24 sequences, aux 10 %": _srft(
-            prior_strength=100.0, rank=16, give_back=3.0, give_back_sequences=24, aux_share=0.1, schedule="power"
         )
     },
     "fft, streams apart": {
@@ -168,6 +168,7 @@ def cells_of(
     base: Callable[[Modality], TrainConfig],
     *,
     settings: int = 0,
+    rates: float = 1.0,
 ) -> list[Cell]:
     """All cells, the most informative first: modality by modality; first settings of the first families, three seeds, small sizes.
 
@@ -178,6 +179,7 @@ def cells_of(
         methods: families; all when empty.
         base: what all cells of a modality have in common.
         settings: the first so many of each family; 0: all.
+        rates: what their learning rates are multiplied by, which the settings' names then say.
 
     Returns:
         The cells.
@@ -197,7 +199,9 @@ def cells_of(
                         if settings and s >= settings:
                             continue
                         order = (m, z > 1, method not in FIRST, seed >= 3, z, s > 1, seed, s)
-                        found.append((order, _cell(common, modality, size, seed, method, setting, point)))
+                        scaled = point if rates == 1 else {**point, "optim.lr": point["optim.lr"] * rates}
+                        named = setting if rates == 1 else f"{setting}, rates x {rates:g}"
+                        found.append((order, _cell(common, modality, size, seed, method, named, scaled)))
     return [cell for _, cell in sorted(found, key=lambda entry: entry[0])]
 
 

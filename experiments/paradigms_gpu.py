@@ -3,6 +3,8 @@
 The cells are those of paradigms.py, and so are their files; finished ones are never repeated, and no cell starts once the time is over:
 
     python experiments/paradigms_gpu.py --sizes 64 192 --seeds 5 --processes 16 --minutes 8 --out outputs/paradigms
+    python experiments/paradigms_gpu.py --preset small --pretrained outputs/pretrain/small_rgb.safetensors --precision bf16 \
+        --rate-scale 0.1 --steps 240 --batch 16 --seeds 3 --methods fft "penalty, given back" --out outputs/paradigms_small
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def run_alone(config: TrainConfig, cache: Path, out: Path, pairs: int, until: fl
     started = time.time()
     if started > until:
         return None
-    torch.backends.cudnn.allow_tf32 = False  # As on a CPU.
+    exact = config.optim.precision == "fp32"  # As on a CPU.
+    torch.backends.cudnn.allow_tf32 = not exact
+    torch.set_float32_matmul_precision("highest" if exact else "high")
     directory = Path(tempfile.mkdtemp(prefix="cell-"))
     try:
         run_cell(config, cache=cache, out=out, pairs=pairs, directory=directory, worker=Worker(), on_epoch=lambda _: None, resume=False)

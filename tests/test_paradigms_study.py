@@ -34,6 +34,17 @@ def test_cells_of_one_seed_differ_by_their_method_only() -> None:
     assert len({(c.config.optim.total_steps, c.config.optim.batch_size, c.config.optim.decay) for c in cells}) == 1
 
 
+def test_a_larger_tracker_has_its_own_weights_and_rates_which_names_say() -> None:
+    session = Paradigms(preset="small", pretrained="small_rgb.safetensors", precision="bf16", rate_scale=0.1)
+    cells = cells_of(("rgbe",), (64,), 1, ("fft", "penalty, given back"), lambda modality: base_of(session, modality), rates=0.1)
+    usual = cells_of(("rgbe",), (64,), 1, ("fft", "penalty, given back"), base)
+    assert [c.config.optim.lr for c in cells] == pytest.approx([0.1 * c.config.optim.lr for c in usual])
+    assert [c.setting for c in cells] == [f"{c.setting}, rates x 0.1" for c in usual]
+    (tracker,) = {c.config.tracker for c in cells}
+    assert (tracker.preset, tracker.pretrained) == ("small", "small_rgb.safetensors")
+    assert not {identity(c.config) for c in cells} & {identity(c.config) for c in usual}
+
+
 def test_a_part_of_the_study_names_known_methods() -> None:
     assert {cell.method for cell in cells_of(("rgbe",), (64,), 1, ("fft",), base)} == {"fft"}
     with pytest.raises(ValueError, match="methods: fff; expected some of fft"):
