@@ -85,7 +85,7 @@ def main() -> None:
     figures: dict[str, Any] = {method: measure(method, **settings) for method in methods}
     figures["SRFT beside FFT"] = figures["SRFT"]["samples_per_s"] / figures["FFT"]["samples_per_s"]
     name = torch.cuda.get_device_name() if given.device.startswith("cuda") else "CPU"
-    report = {"device": name, **settings, **figures, "environment": environment()}
+    report = {**settings, "device": name, **figures, "environment": environment()}
     print(json.dumps(report, indent=1))
     if given.json:
         write_json(given.json, report)

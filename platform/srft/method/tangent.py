@@ -208,7 +208,7 @@ class Stacked:
             slot: what is fetched into different slots does not overlap.
 
         Returns:
-            ``[S, K, n]``, valid until the next fetch into the slot.
+            ``[S, K, n]``, valid until :meth:`project` or the next fetch into the slot.
         """
         count, rank, numel = self.shape
         whole = scratch.take(f"stack {slot}", count * rank * numel, self.dtype, self.members[0].vectors.device).view(self.shape)
@@ -229,13 +229,14 @@ class Stacked:
         """Each operation's ``V y``.
 
         Args:
-            whole: from :meth:`fetch`.
+            whole: from :meth:`fetch`; holds the products afterwards.
             values: ``[S * n]`` y.
 
         Returns:
             ``[S, K]``.
         """
-        return torch.bmm(whole, values.view(self.shape[0], -1, 1)).squeeze(2)
+        # Not bmm: cuBLAS gives few, long rows to a few blocks, a tenth of the memory's speed on an H200.
+        return whole.mul_(values.view(self.shape[0], 1, -1)).sum(2)
 
 
 def stacks_of(directions: Sequence[Directions | None], dtype: torch.dtype) -> dict[int, Stacked]:
