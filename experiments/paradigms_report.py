@@ -5,6 +5,7 @@ uv run experiments/paradigms_report.py outputs/paradigms --results experiments/r
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -93,14 +94,14 @@ def paired(first: list[Row], second: list[Row], measure: str) -> tuple[float, fl
     Returns:
         Mean of first less second, its 95 % interval (percentiles of a bootstrap that draws seeds and sequences anew), and the number of
         seeds; not-a-number without a seed in common, and no interval from one seed alone. Seeds of which either has means only are left
-        out, unless there is no other: then there is no interval.
+        out if there are two others; else they count, and there is no interval.
     """
     others = {row.seed: row for row in second}
     both = [(row, others[row.seed]) for row in first if row.seed in others]
     if not both:
         return float("nan"), float("nan"), float("nan"), 0
     whole = [(a, b) for a, b in both if measure in a.per_sequence and measure in b.per_sequence]
-    if not whole:
+    if len(whole) < min(2, len(both)):
         return float(np.mean([a.measures[measure] - b.measures[measure] for a, b in both])), float("nan"), float("nan"), len(both)
     differences = np.array([np.subtract(a.per_sequence[measure], b.per_sequence[measure]) for a, b in whole])
     mean, (seeds, count) = float(differences.mean()), differences.shape
@@ -131,7 +132,8 @@ def tables(rows: list[Row], before: str = "") -> str:
 
     Args:
         rows: all cells.
-        before: the tables as they were. Those stay of which the reference is known by its means only: their intervals would be lost.
+        before: the tables as they were. Of these, lines stay whose cells, and the reference's, are the same: cells known by their means
+            only would lose their intervals.
 
     Returns:
         Markdown.
@@ -143,8 +145,7 @@ def tables(rows: list[Row], before: str = "") -> str:
         for size in sorted({r.size for r in rows if r.modality == modality and r.size}):
             title = f"{modality}, {size} target pairs"
             best = chosen([r for r in rows if (r.modality, r.size) == (modality, size)])
-            body = _table(best, start) if _whole(best) or title not in kept else kept[title].strip().splitlines()
-            lines += [f"### {title}", "", *body, ""]
+            lines += [f"### {title}", "", *_table(best, start, kept.get(title, "")), ""]
     return "\n".join(lines)
 
 
@@ -152,12 +153,26 @@ def _whole(best: dict[str, list[Row]]) -> bool:
     return all(r.per_sequence and r.history for r in best.get(REFERENCE, []))
 
 
-def _table(best: dict[str, list[Row]], start: dict[str, Row]) -> list[str]:
+def _table(best: dict[str, list[Row]], start: dict[str, Row], before: str) -> list[str]:
     body = [_line(name, [row], None, start) for name, row in start.items()]
     order = sorted(best, key=lambda method: -_mean(best[method], "test/pair_auc"))
-    body += [_line(method, best[method], best.get(REFERENCE), start) for method in order]
+    tuned = {method: _line(method, best[method], best.get(REFERENCE), start) for method in order}
+    earlier = {cells[0]: cells for cells in _cells(before)}
+    same = REFERENCE in tuned and _alike(tuned[REFERENCE], earlier)
+    body += [earlier[line[0]] if same and _alike(line, earlier) else line for line in tuned.values()]
     head = ["method (setting)", "n", "target pairs", "online AUC / P", "source pairs (kept)", "source online", "train - test"]
     return table([*head, f"pairs - {REFERENCE} [95 %]", f"source - {REFERENCE} [95 %]", "s"], body)
+
+
+def _cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if " | " in line]
+
+
+def _alike(line: list[str], earlier: Mapping[str, list[str]]) -> bool:
+    # Of as many seeds, and the same to rounding: lines of the CSV have four digits.
+    then = earlier.get(line[0], [])
+    numbers = [[float(number) for number in re.findall(r"[\d.]+", " ".join(cells[2:3]))] for cells in (line, then)]
+    return line[1:2] == then[1:2] and np.shape(numbers[0]) == np.shape(numbers[1]) and np.allclose(*numbers, rtol=0, atol=0.11)
 
 
 def _mean(cells: list[Row], measure: str) -> float:
@@ -177,7 +192,8 @@ def _line(method: str, cells: list[Row], reference: list[Row] | None, start: dic
         mean, low, high, seeds = paired(cells, reference, measure)
         if not seeds:
             return "-"
-        return f"{100 * mean:+.1f}" + (f" (n = {seeds})" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
+        interval = "" if np.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        return f"{100 * mean:+.1f}{interval}" + ("" if interval and seeds == len(cells) else f" (n = {seeds})")
 
     before = start["zero-shot"].measures["source/pair_auc"] if "zero-shot" in start else float("nan")
     tuned = cells[0].size > 0

@@ -139,10 +139,18 @@ def test_cells_without_files_are_known_by_their_lines(tmp_path: Path) -> None:
     write_study(tmp_path / "again", four()[:1])  # One cell of the reference anew: not enough for intervals.
     main(Report(study=tmp_path / "again", results=results))
     assert table().strip() in before["paradigms_tables.md"].decode()
-    write_study(tmp_path / "more", four()[1:2])  # All of the reference, and none of the other method.
+    write_study(tmp_path / "more", four()[1:2])  # All of the reference, and none of the other method, whose interval stays.
     main(Report(study=tmp_path / "more", results=results))
+    assert table().strip() in before["paradigms_tables.md"].decode()
+    third = [row("penalty", "lr 0.0003", 2, 0.5, [0.9, 0.9]), row("fft", "lr 0.0003", 2, 0.5, [0.5, 0.5])]
+    write_study(tmp_path / "third", third[:1])  # Another cell of the other method: its line is another.
+    main(Report(study=tmp_path / "third", results=results))
     assert "+0.0 (n = 2)" in table()
     assert "[+0.0, +0.0]" not in table()
+    write_study(tmp_path / "fourth", [*third, *four()[2:3]])  # The reference is another too; one of three seeds has no files.
+    main(Report(study=tmp_path / "fourth", results=results))
+    assert "(n = 2) |" in table()
+    assert "] (n = 2)" in table()
 
 
 def test_a_directory_without_cells_is_one_sentence(tmp_path: Path) -> None:
