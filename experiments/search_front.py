@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -214,4 +215,7 @@ def draw(sides: dict[str, list[Tracker]], fronts: dict[str, list[int]], path: Pa
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Comparison, description=__doc__))
+    try:
+        main(tyro.cli(Comparison, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,8 +314,8 @@ def report(study: Study, found: list[TrialResult], out: Path, study_log: StudyLo
     print(f"pictures     {pictures}")
     if version is not None:
         print(f"registered   {winner.trial.name} as srft-{study.base.data.modality} version {version}")
-    print(f"retrain      uv run srft retrain --study {out}")
-    print(f"compare      uv run srft study {out}")
+    print(f"retrain      uv run srft retrain --study {shlex.quote(str(out))}")
+    print(f"compare      uv run srft study {shlex.quote(str(out))}")
     print(f"runs         {ui_command(out, uri)}", flush=True)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from srft.cli import main
 from srft.config import ConfigError, TrainConfig
-from srft.search.compare import importance, plasticity_and_stability, varied
+from srft.search.compare import importance, numbers, plasticity_and_stability, varied
 from srft.search.front import pareto_front
 from srft.search.record import TrialResult, best, claim, read_study, record_end, trial_directory
 from srft.search.space import srft_space
@@ -65,6 +65,13 @@ def test_the_setting_that_matters_is_found():
     assert math.isnan(next(one for one in others if one.key == "srft.schedule").correlation)
     assert importance(found[:6], "val/success_auc") == []
     assert importance([result(i, {"srft.rank": i}, 0.5) for i in range(9)], "val/success_auc") == []
+
+
+def test_ranges_that_share_their_middle_are_told_apart():
+    assert numbers([(0.0, 1.0), (0.25, 0.75), (0.0, 1.0)])[1] == ["(0.0, 1.0)", "(0.25, 0.75)"]
+    np.testing.assert_array_equal(numbers([(0.0, 0.5), (0.5, 1.0)])[0], [0.25, 0.75])
+    np.testing.assert_array_equal(numbers([4, 16, 4])[0], [4, 16, 4])
+    assert numbers(["b", "a"])[0].tolist() == [1, 0]
 
 
 def test_one_drawn_trial_has_all_its_settings():
@@ -119,6 +126,9 @@ def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
     board = json.loads((study / "s.json").read_text())
     assert board["trials"][0]["pareto"]
     assert board["trials"][-1]["learned"] is None
+    assert board["size"] == 10
+    assert len(board["trials"][0]["history"]) == len(found[board["trials"][0]["trial"]].history) > 0
+    assert board["trials"][-1]["history"] == []
     assert board["importance"][0]["key"] == "optim.lr"
     with pytest.raises(ConfigError, match="no study"):
         read_study(study / "plots")

@@ -36,6 +36,16 @@ def test_draws_follow_the_seed_and_the_first_ones_do_not_depend_on_the_count(dra
         from_flat(point, TrainConfig())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_point_is_drawn_twice_while_the_space_has_others(seed):
+    space = Space({"srft.rank": Choice((4, 8, 16)), "data.max_gap": Integer(1, 4)})
+    points = random(space, 14, seed)
+    assert {tuple(point.values()) for point in points[:12]} == {tuple(point.values()) for point in grid(space, 4)}
+    assert random(space, 10, seed) == points[:10]
+    for point in points:
+        inside(space, point)
+
+
 def test_sobol_points_are_spread_evenly():
     space = Space({"srft.damping_strength": Uniform(0.0, 1.0), "srft.kappa": LogUniform(0.01, 100.0), "data.max_gap": Integer(1, 4)})
     points = sobol(space, 64, 0)

@@ -26,7 +26,8 @@ def test_nobody_comes_before_one_that_beats_it(points) -> None:
 
 def test_ends_first_then_where_there_is_room_and_nan_last() -> None:
     front = {7: (1.0, 0.0), 3: (0.9, 0.5), 1: (0.85, 0.55), 2: (0.0, 1.0)}  # room 0.7 and 1.4
-    assert by_fronts({**front, 0: (math.nan, 0.9), 9: (0.1, 0.1)}) == [2, 7, 1, 3, 0, 9]
+    assert by_fronts({**front, 0: (math.nan, 0.9), 9: (0.1, 0.1)}) == [2, 7, 1, 3, 9, 0]
+    assert by_fronts({0: (0.9, math.nan), 1: (0.5, 0.5), 2: (math.nan, math.nan), 3: (0.95, math.nan)}) == [1, 3, 0, 2]
     assert by_fronts({4: (0.5, 0.5), 2: (0.5, 0.5)}) == [2, 4]
     assert by_fronts({}) == []
 

@@ -146,6 +146,15 @@ def test_one_trial_is_trained_to_the_end_however_few_there_are(tmp_path):
     assert found[0].state == "failed"
 
 
+def test_longer_trials_go_on_from_rungs_that_shorter_ones_lack(tmp_path):
+    study = Study(name="toy", base=BASE, space=Space({"optim.epochs": Choice((2, 8))}), num_samples=8, seed=1)
+    claim(study, tmp_path, resume=False)
+    session(study, tmp_path)
+    found = [(r.trial.point["optim.epochs"], len(r.history)) for r in read_study(tmp_path).results]
+    assert found[0][0] == 2
+    assert max(trained for _, trained in found) == 4  # Of four that reached two epochs two were the best; one of them was over.
+
+
 def test_a_population_goes_on_from_its_best_members(tmp_path):
     study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, search="pbt", fixed=({"paradigm": "full"},), own_seeds=True)
     for name in ("a", "b"):
@@ -310,6 +319,11 @@ def test_hours_end_a_study_that_can_go_on(tmp_path):
     order, queue = session(dataclasses.replace(study, max_hours=1.0), tmp_path)
     assert order == [0, 1, 2]
     assert not queue
+    watch = Watch(study, tmp_path, None, None, read_study(tmp_path).results)
+    watch.start(0)
+    watch.began -= 3600
+    watch.epoch(0, 0, {}, replayed=False)  # And here the process dies.
+    assert 1.0 < Watch(study, tmp_path, None, None, read_study(tmp_path).results).hours < 1.1
     (tmp_path / "spent.json").write_text('{"hours": 2.0, "trial_hours": 2.0}')  # of all sessions
     watch = Watch(study, tmp_path, None, None, read_study(tmp_path).results)
     assert Queue(dataclasses.replace(study, max_hours=1.0), tmp_path, watch, 0).spent()

@@ -8,7 +8,7 @@ import pytest
 
 from srft.commands.retrain import Retrain, run, settings
 from srft.config import BEFORE, ConfigError, DataConfig, OptimConfig, TrainConfig, to_flat
-from srft.run_logging import config_of, find_origin, open_study
+from srft.run_logging import config_of, find_origin, logged_trials, open_study
 from srft.settings import from_flat
 from srft.training import checkpoint
 
@@ -77,6 +77,11 @@ def test_what_is_asked_for_must_be_there(study: Path, tmp_path: Path, monkeypatc
         find_origin(study=str(study), run="x")
     with pytest.raises(ConfigError, match="no logged study"):
         find_origin(study=str(tmp_path))
+    for benchmark, why in (("vizevent=/", "no benchmark 'vizevent'"), ("visevent=/nowhere", "no folder /nowhere"), ("own=", "name=folder")):
+        with pytest.raises(ValueError, match=why):  # Before it trains.
+            run(Retrain(study=str(study), benchmark=(benchmark,), out=tmp_path))
+    with pytest.raises(ConfigError, match="no such database"):
+        logged_trials(str(tmp_path / "moved"), out=tmp_path)
     store = f"sqlite:///{study / 'mlflow.db'}"
     with pytest.raises(ConfigError, match="not-a-run"):
         find_origin(run="not-a-run", uri=store)

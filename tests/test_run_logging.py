@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -318,6 +319,7 @@ def test_password_in_a_uri_is_refused_and_not_shown(tmp_path: Path) -> None:
 def test_uri_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert ui_command(tmp_path) == f"uv run mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+    assert shlex.split(ui_command(tmp_path / "my studies"))[-1] == f"sqlite:///{tmp_path}/my studies/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert store_uri(tmp_path) == "http://server:5000"
     assert store_uri(tmp_path, "sqlite:////x.db") == "sqlite:////x.db"

@@ -98,3 +98,8 @@ def test_a_space_from_the_command_line() -> None:
     for wrong in ("srft.rank", "srft.rank=", "srft.kappa=1..", "srft.kappa=a..b", "srft.kappa=1..2:exp"):
         with pytest.raises(ConfigError, match="--vary"):
             parse_space([wrong])
+    assert parse_space(["tracker.pretrained=tiny_rgb,../own.safetensors"]).dimensions["tracker.pretrained"] == Choice(
+        ("tiny_rgb", "../own.safetensors")
+    )
+    with pytest.raises(ConfigError, match=r"srft\.rank is given twice"):
+        parse_space(["srft.rank=4", "srft.rank=16"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -18,6 +19,7 @@ from srft.search.record import TrialResult, best, claim, read_study, record_end,
 from srft.search.space import Choice, LogUniform, Space
 from srft.search.study import Study
 from srft.search.tuning import Progress, run_study
+from srft.search.tuning import _tune_result as tune_result
 from srft.settings import from_flat
 from srft.training.distributed import train
 from tests.toy_training import score, toy_entry
@@ -68,8 +70,21 @@ def test_directory_holds_one_study(tmp_path: Path) -> None:
     (tmp_path / "b" / "trials").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"no study\.json"):
         claim(STUDY, tmp_path / "b", resume=False)
+    wider = dataclasses.replace(STUDY, base=from_flat({"workers": 2}, BASE))
+    claim(wider, tmp_path / "a", resume=True)  # As what goes on is to go on.
+    trials = [result.trial for result in read_study(tmp_path / "a").results]
+    assert [trial.config.workers for trial in trials] == [2] * 6
+    assert [trial_directory(tmp_path, a) for a in trials] == [trial_directory(tmp_path, b) for b in STUDY.trials()]
     described = json.loads((tmp_path / "a" / "study.json").read_text())
     assert described["trials"][0]["point"] == {"paradigm": "full", "srft.kappa": 4.0}
+
+
+def test_both_measures_must_be_reported() -> None:
+    study = dataclasses.replace(STUDY, second="source/sucess_auc")
+    record = {"epoch": 0, "metrics": {"val/success_auc": 0.5, "source/success_auc": 0.5}}
+    with pytest.raises(ConfigError, match=r"'source/sucess_auc'; training reports source/success_auc"):
+        tune_result(study, record, replayed=False)
+    assert tune_result(STUDY, record, replayed=False)["score"] == 0.5
 
 
 def test_results_come_from_the_directories(tmp_path: Path) -> None:

@@ -93,19 +93,26 @@ def run(command: Retrain) -> None:
 
     Raises:
         ConfigError: the run's checkpoints are gone, or a benchmark is not name=folder.
+
+    A benchmark that does not exist is a DataError.
     """
     import functools
     from contextlib import nullcontext
 
+    from srft.data.benchmarks.layouts import layout_of
     from srft.run_logging import find_origin, open_study
     from srft.training import checkpoint, home
     from srft.training.cluster import check_resources, cluster
     from srft.training.distributed import train
     from srft.training.step import run as step
 
-    for text in command.benchmark:
-        if not all(text.partition("=")):
+    for text in command.benchmark:  # Before training, not after it.
+        name, _, folder = text.partition("=")
+        if not name or not folder:
             raise ConfigError(f"--benchmark {text!r}: expected name=folder, such as visevent=/data/VisEvent")
+        layout_of(name)
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--benchmark {text!r}: there is no folder {folder}")
     origin = find_origin(study=command.study, trial=command.trial, run=command.run, model=command.model, uri=command.tracking_uri)
     config = settings(command, origin.config)
     study = origin.directory if command.study and origin.directory else None
@@ -165,17 +172,21 @@ def _benchmarks(command: Retrain, folder: Path, out: Path, run_log: StudyLog) ->
     import json
 
     from srft.commands import evaluate
+    from srft.evaluation.protocols import protocol_of
 
     tests: dict[str, dict[str, float]] = {}
     for text in command.benchmark:
         name, _, root = text.partition("=")
         scores = out / "results" / f"{name}.json"
         scores.unlink(missing_ok=True)
-        wanted = evaluate.Evaluate(
-            weights=(str(folder),), name=("retrained",), benchmark=name, root=Path(root), out=out / "results", json=scores
+        scored = protocol_of(name) is not None  # Else its results are for a server, or nobody's.
+        results = out / "results"
+        evaluate.run(
+            evaluate.Evaluate(
+                weights=(str(folder),), name=("retrained",), benchmark=name, root=Path(root), out=results, json=scores if scored else None
+            )
         )
-        evaluate.run(wanted)
-        if scores.exists():
+        if scored:
             tests[name] = json.loads(scores.read_text())["trackers"]["retrained"]
             run_log.log_artifact(scores, index=0, folder="results")
     return tests

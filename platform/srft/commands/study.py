@@ -77,11 +77,11 @@ def run(command: Study) -> None:
             print(f"  {one.key:<24} {100 * one.share:5.1f} %{sign}")
     else:
         print(f"\nimportances need {FEWEST} drawn trials that differ and finished an epoch")
-    if (command.study / "mlflow.json").exists():
+    best = [r.trial.index for r in ranked[: min(command.top, 10)] if not math.isnan(r.score)]
+    if best and (command.study / "mlflow.json").exists():
         from srft.config import ConfigError
         from srft.run_logging import compare_address
 
-        best = [r.trial.index for r in ranked[: min(command.top, 10)] if not math.isnan(r.score)]
         try:
             page = compare_address(command.study, best, port=command.port)
         except ConfigError as error:  # What is in the directory is shown all the same.
@@ -91,12 +91,13 @@ def run(command: Study) -> None:
         from srft.search.charts import draw
 
         folder = command.plots or command.study / "pictures"
-        for file in draw(found, metric, importances, folder, stability=stability):
+        pictures = draw(found, metric, importances, folder, stability=stability)
+        for file in pictures:
             print(f"plot         {file}")
-        if command.log:
+        if command.log and pictures:
             from srft.run_logging import log_pictures
 
-            log_pictures(command.study, folder)
+            log_pictures(command.study, pictures)
     if command.json:
         trials = [
             {
@@ -107,12 +108,18 @@ def run(command: Study) -> None:
                 "kept": None if math.isnan(points[r.trial.index][1]) else points[r.trial.index][1],
                 "pareto": bool(front[r.trial.index]),
                 "settings": r.trial.point,
+                "seconds": None if math.isnan(r.seconds) else r.seconds,
+                "history": [
+                    {**e, "metrics": {name: None if math.isnan(value) else value for name, value in e["metrics"].items()}}
+                    for e in r.history
+                ],
                 "error": r.error,
             }
             for r in ranked
         ]
         shares = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(one).items()} for one in importances]
-        write_json(command.json, {"study": name, "metric": metric, "second": stability, "trials": trials, "importance": shares})
+        about = {"study": name, "size": record.size, "metric": metric, "second": stability}
+        write_json(command.json, {**about, "trials": trials, "importance": shares})
 
 
 def _short(value: object) -> str:

@@ -42,24 +42,26 @@ def compare_address(directory: Path, trials: list[int], *, port: int = 5000) -> 
     return f"{host}/#/compare-runs?runs={compact(runs)}&experiments={compact([link['experiment_id']])}"
 
 
-def log_pictures(directory: Path, folder: Path) -> None:
+def log_pictures(directory: Path, pictures: Sequence[Path]) -> None:
     """Store pictures with a study's run, in place of those that were stored before.
 
     Args:
         directory: of the study.
-        folder: of the pictures.
+        pictures: files.
 
     Raises:
         ConfigError: the study was not logged, or the store does not answer.
     """
     link = directory / LINK
     if not link.exists():
-        raise ConfigError(f"{directory} holds no logged study ({LINK} is missing); its plots are in {folder}")
+        raise ConfigError(f"{directory} holds no logged study ({LINK} is missing); its plots are in {pictures[0].parent}")
     about = json.loads(link.read_text())
     try:
-        client_of(about["store"], make=False).log_artifacts(about["run_id"], str(folder), "pictures")
+        client = client_of(about["store"], make=False)
+        for picture in pictures:
+            client.log_artifact(about["run_id"], str(picture), "pictures")
     except store_errors() as error:
-        raise ConfigError(f"MLflow store {about['store']}: {first_line(error)}; the plots are in {folder}") from None
+        raise ConfigError(f"MLflow store {about['store']}: {first_line(error)}; the plots are in {pictures[0].parent}") from None
 
 
 def log_report(uri: str, run_id: str, page: Path, benchmark: str, measures: Mapping[str, float]) -> None:
@@ -113,9 +115,9 @@ def logged_trials(source: str, *, out: Path, uri: str | None = None, metrics: Se
         ConfigError: there is no such study, or the store does not answer.
     """
     about = linked(source) or {"store": store_uri(out, uri), "run_id": source}
-    client = client_of(about["store"])
     found: list[LoggedTrial] = []
     try:
+        client = client_of(about["store"], make=False)
         experiment = about.get("experiment_id") or client.get_run(source).info.experiment_id
         for run in children(client, experiment, about["run_id"]):
             history: dict[str, list[float]] = {}

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def ui_command(out: Path, uri: str | None = None) -> str:
         A shell command that opens the UI on port 5000, or the address of the server that is in use.
     """
     where = store_uri(out, uri)
-    return f"open {where}" if where.startswith(("http://", "https://")) else f"uv run mlflow ui --backend-store-uri {where}"
+    web = where.startswith(("http://", "https://"))
+    return f"open {shlex.quote(where)}" if web else f"uv run mlflow ui --backend-store-uri {shlex.quote(where)}"
 
 
 def client_of(uri: str, *, make: bool = True) -> MlflowClient:

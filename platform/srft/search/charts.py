@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from srft.evaluation.plots import save_figure
-from srft.search.compare import STABILITY, Importance, plasticity_and_stability, varied
+from srft.search.compare import STABILITY, Importance, numbers, plasticity_and_stability, varied
 from srft.search.front import pareto_front
 from srft.search.record import TrialResult
 
@@ -77,15 +77,15 @@ def draw(
     keys, drawn = varied(found), [r for r in scored if not r.trial.fixed]
     if keys and len(drawn) > 1:
         values = np.array([r.score for r in drawn])
-        columns = {key: _numbers([r.trial.point.get(key) for r in drawn]) for key in keys}
+        columns = {key: numbers([r.trial.point.get(key) for r in drawn]) for key in keys}
         _parallel(save, columns, values, metric)
         rows = math.ceil(len(keys) / 4)
         figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
-        for axes, (key, (numbers, words)) in zip(figure.subplots(rows, 4, squeeze=False).flat, columns.items(), strict=False):
-            axes.scatter(numbers, values, s=14)
+        for axes, (key, (places, words)) in zip(figure.subplots(rows, 4, squeeze=False).flat, columns.items(), strict=False):
+            axes.scatter(places, values, s=14)
             if words:
                 axes.set_xticks(range(len(words)), words, rotation=30, fontsize=7)
-            elif min(numbers) > 0 and max(numbers) > 20 * min(numbers):
+            elif min(places) > 0 and max(places) > 20 * min(places):
                 axes.set_xscale("log")
             axes.set_title(key, fontsize=9)
             axes.grid(alpha=0.3)
@@ -101,23 +101,14 @@ def draw(
     return made
 
 
-def _numbers(values: list[Any]) -> tuple[list[float], list[str]]:
-    middles = [sum(v) / len(v) if isinstance(v, list | tuple) else v for v in values]
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in middles):
-        return [float(v) for v in middles], []
-    words = sorted({str(v) for v in values})
-    return [float(words.index(str(v))) for v in values], words
-
-
-def _parallel(save: Any, columns: dict[str, tuple[list[float], list[str]]], values: np.ndarray, metric: str) -> None:
+def _parallel(save: Any, columns: dict[str, tuple[np.ndarray, list[str]]], values: np.ndarray, metric: str) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 * (len(columns) + 1) + 1, 4.5), layout="constrained")
     axes = figure.subplots()
     lines = []
-    for numbers, words in (*columns.values(), (values.tolist(), [])):
-        x = np.array(numbers)
+    for x, words in (*columns.values(), (values, [])):
         wide = not words and x.min() > 0 and x.max() > 20 * x.min()
         x = np.log(x) if wide else x
         lines.append((x - x.min()) / (np.ptp(x) or 1.0))
@@ -128,9 +119,9 @@ def _parallel(save: Any, columns: dict[str, tuple[list[float], list[str]]], valu
     axes.set_yticks([])
     axes.set_ylim(-0.1, 1.1)
     axes.spines[:].set_visible(False)
-    for place, (numbers, words) in enumerate((*columns.values(), (values.tolist(), []))):
+    for place, (x, words) in enumerate((*columns.values(), (values, []))):
         axes.axvline(place, color="0.7", linewidth=0.8, zorder=0)
-        low, high = (words[0], words[-1]) if words else (f"{min(numbers):.3g}", f"{max(numbers):.3g}")
+        low, high = (words[0], words[-1]) if words else (f"{min(x):.3g}", f"{max(x):.3g}")
         axes.text(place, -0.03, low, ha="center", va="top", fontsize=7)
         axes.text(place, 1.03, high, ha="center", fontsize=7)
     save(figure, "parallel.png")

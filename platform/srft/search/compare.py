@@ -11,7 +11,7 @@ import numpy as np
 
 from srft.search.record import TrialResult
 
-__all__ = ["FEWEST", "STABILITY", "Importance", "importance", "plasticity_and_stability", "varied"]
+__all__ = ["FEWEST", "STABILITY", "Importance", "importance", "numbers", "plasticity_and_stability", "varied"]
 
 STABILITY = "source/success_auc"
 """What was not forgotten: success of the RGB stream alone on source sequences."""
@@ -80,9 +80,9 @@ def importance(found: Sequence[TrialResult], metric: str) -> list[Importance]:
 
     columns, correlations = [], {}
     for key in keys:
-        column, numeric = _column([r.trial.point.get(key) for r, _ in drawn])
+        column, words = numbers([r.trial.point.get(key) for r, _ in drawn])
         columns.append(column)
-        correlations[key] = float(spearmanr(column, values).statistic) if numeric and np.ptp(column) > 0 else math.nan
+        correlations[key] = math.nan if words or np.ptp(column) == 0 else float(spearmanr(column, values).statistic)
     table = np.stack(columns, 1)
     forest = RandomForestRegressor(n_estimators=100, min_samples_leaf=2, random_state=0).fit(table, values)
     rng = np.random.default_rng(0)
@@ -97,10 +97,18 @@ def importance(found: Sequence[TrialResult], metric: str) -> list[Importance]:
     return sorted(shares, key=lambda one: -one.share)
 
 
-def _column(values: list[Any]) -> tuple[np.ndarray, bool]:
-    # Numbers as they are (their order is all that trees see), ranges by their middle, words by their place in the alphabet.
-    numbers = [sum(v) / len(v) if isinstance(v, list | tuple) else v for v in values]
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
-        return np.array(numbers, np.float64), True
+def numbers(values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
+    """Values of a setting as numbers: ranges by their middles if these differ, words by their place in the alphabet.
+
+    Args:
+        values: of some trials.
+
+    Returns:
+        ``[N]``, and the words that they are places of; none for numbers.
+    """
+    middles = [sum(v) / len(v) if isinstance(v, list | tuple) else v for v in values]
     words = sorted({str(v) for v in values})
-    return np.array([words.index(str(v)) for v in values], np.float64), False
+    distinct = len(set(middles)) == len(words) or not any(isinstance(v, list | tuple) for v in values)
+    if distinct and all(isinstance(v, int | float) and not isinstance(v, bool) for v in middles):
+        return np.array(middles, np.float64), []
+    return np.array([words.index(str(v)) for v in values], np.float64), words

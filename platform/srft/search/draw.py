@@ -18,6 +18,8 @@ from srft.search.space import Choice, Dimension, Integer, LogUniform, Point, Spa
 __all__ = ["Observation", "grid", "perturb", "propose", "random", "sobol"]
 
 
+_FEW = 10_000
+"""Points of a space that can be listed."""
 ObservedState = Literal["finished", "stopped", "running", "failed"]
 
 
@@ -70,8 +72,19 @@ def random(space: Space, count: int, seed: int) -> list[Point]:
             if point not in points:
                 break
             point = space.sample(rng)
+        if point in points and (others := [p for p in _all(space) if p not in points]):
+            point = others[int(rng.integers(len(others)))]
         points.append(point)
     return points
+
+
+def _all(space: Space) -> list[Point]:
+    # Of a space of few points; of any other none.
+    sizes = [
+        len(d.values) if isinstance(d, Choice) else d.high - d.low + 1 for d in space.dimensions.values() if isinstance(d, Choice | Integer)
+    ]
+    few = len(sizes) == len(space.dimensions) and math.prod(sizes) <= _FEW
+    return grid(space, max(sizes, default=1)) if few else []
 
 
 def sobol(space: Space, count: int, seed: int) -> list[Point]:

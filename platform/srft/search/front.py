@@ -49,11 +49,14 @@ def by_fronts(points: Mapping[int, Sequence[float]]) -> list[int]:
     By one measure that is its order.
 
     Args:
-        points: measures by trial, larger is better, NaN worst; as many of each.
+        points: measures by trial, larger is better; as many of each. Trials of which one is NaN come last.
 
     Returns:
         The trials; of equal room the lower index first. The ends of a front have all the room there is.
     """
+    known = {index: point for index, point in points.items() if not any(map(math.isnan, point))}
+    if 0 < len(known) < len(points):
+        return by_fronts(known) + by_fronts({index: point for index, point in points.items() if index not in known})
     left, order = dict(sorted(points.items())), []
     while left:
         values = np.nan_to_num(np.array(list(left.values()), np.float64), nan=-math.inf)

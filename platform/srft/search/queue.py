@@ -143,7 +143,8 @@ class Queue:
             own = {i: watch.curve(i, study.metric) for i in drawn if i % study.brackets == bracket}
             if own:
                 second = {i: watch.curve(i, study.second) for i in own} if study.second else None
-                found += promotable(own, self._rungs(next(iter(own))), reduction=study.reduction, second=second)
+                rungs = max((self._rungs(i) for i in own), key=len)  # Trials may differ in length.
+                found += promotable(own, rungs, reduction=study.reduction, second=second)
             if not any(len(curve) == watch.total_epochs(i) for i, curve in own.items()):
                 paused = [i for i in own if own[i]]
                 last += sorted(paused, key=lambda i: (-len(own[i]), -np.nanmax([-math.inf, *own[i]]), i))[:1]

@@ -86,6 +86,8 @@ def trial_directory(directory: Path, trial: Trial) -> Path:
 def claim(study: Study, directory: Path, *, resume: bool) -> None:
     """Make a directory the home of one study. Call it before anything is written there.
 
+    A study that goes on does so with the workers and loaders that it is given now, which its digest leaves out.
+
     Args:
         study: the study.
         directory: of the study; made if missing.
@@ -94,7 +96,8 @@ def claim(study: Study, directory: Path, *, resume: bool) -> None:
     Raises:
         ConfigError: the directory holds another study, or this one and ``resume`` is False, or files of something else.
     """
-    if held(directory / _STUDY, study.digest(), what="study", resume=resume):
+    if held(marker := directory / _STUDY, study.digest(), what="study", resume=resume):
+        write_json(marker, {**json.loads(marker.read_text()), "base": to_flat(study.base)})
         return
     if directory.exists() and any((directory / name).exists() for name in ("trials", "mlflow.db")):
         raise ConfigError(f"{directory} holds results but no {_STUDY}; choose another --out or delete the directory")

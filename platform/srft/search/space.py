@@ -292,7 +292,9 @@ def parse_space(settings: Sequence[str]) -> Space:
         key, separator, text = setting.partition("=")
         if not separator or not text:
             raise ConfigError(f"--vary {setting!r}: expected key=a,b,c or key=low..high or key=low..high:log")
-        if ".." in text:
+        if key in dimensions:
+            raise ConfigError(f"--vary: {key} is given twice; give all its values at once, {key}=a,b,c")
+        if ".." in text and "," not in text:
             span, _, log = text.partition(":")
             try:
                 low, high = (json.loads(bound) for bound in span.split("..", 1))

@@ -214,8 +214,9 @@ def _trainable(study: Study, entry: Entry, directory: Path) -> Callable[[dict[st
 
 
 def _tune_result(study: Study, record: dict[str, Any], *, replayed: bool) -> dict[str, Any]:
-    if study.metric not in record["metrics"]:
-        raise ConfigError(f"study {study.name}: metric is {study.metric!r}; training reports {', '.join(sorted(record['metrics']))}")
+    for name in filter(None, (study.metric, study.second)):
+        if name not in record["metrics"]:
+            raise ConfigError(f"study {study.name}: metric is {name!r}; training reports {', '.join(sorted(record['metrics']))}")
     return {
         "finished_epochs": record["epoch"] + 1,
         "score": record["metrics"][study.metric],

@@ -179,13 +179,14 @@ class Watch:
             metrics: by name.
             replayed: it did so in an earlier session.
         """
-        if self.study.search == "pbt":
+        if self.study.search == "pbt" and epoch >= self.trials[index].since:  # The others are another trial's, with its settings.
             numbers = {key: value for key, value in self.trials[index].point.items() if isinstance(value, int | float)}
             metrics = {**metrics, **{f"settings/{key}": float(value) for key, value in numbers.items()}}
         self.metrics[index] = [*self.metrics.get(index, [])[:epoch], metrics]
         if self.log:
             self.log.log_epoch(index, epoch, metrics)
         if not replayed:
+            self._keep_spent()
             self._epochs_here += 1
             if self._epochs_here == 1:
                 self._first_epoch = time.monotonic()
@@ -203,7 +204,7 @@ class Watch:
         seconds = time.monotonic() - self._running.pop(index, time.monotonic())
         self._ended_hours += seconds / 3600
         self._seconds[index] = seconds = self._seconds.get(index, 0.0) + seconds
-        write_json(self.directory / _SPENT, {"hours": self.hours, "trial_hours": self.trial_hours})
+        self._keep_spent()
         self.failed_in_a_row = 0 if error is None else self.failed_in_a_row + 1
         if error is None and (paused or index in self.cut):
             self._paused.add(index)
@@ -220,6 +221,9 @@ class Watch:
             tags = {"srft.end": state, **({"srft.error": error} if error else {})}
             self.log.end_trial(index, "FAILED" if state == "failed" else "FINISHED", tags)
         self._tell(index, state)
+
+    def _keep_spent(self) -> None:
+        write_json(self.directory / _SPENT, {"hours": self.hours, "trial_hours": self.trial_hours})
 
     @property
     def hours(self) -> float:
