@@ -150,6 +150,24 @@ def test_claim_removes_what_a_dead_process_left(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.claim(tmp_path, CONFIG, resume=False)
+    writing = tmp_path / ".epoch_0001.tmp"
+    writing.mkdir()
+    code = f"import time; from pathlib import Path; from srft.training import home\nwith home.occupied(Path({str(tmp_path)!r})):\n"
+    other = subprocess.Popen([sys.executable, "-c", code + "    print('in', flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"in\n"
+    monkeypatch.setattr(home, "PATIENCE", 0.3)
+    with pytest.raises(ConfigError, match="another process is training this run"):
+        home.claim(tmp_path, CONFIG, resume=True)
+    assert writing.exists()
+    other.kill()
+    other.wait()
+    home.claim(tmp_path, CONFIG, resume=True)
+    assert not writing.exists()
+
+
 def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 0)
     limit, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -161,8 +179,7 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignore)
     home.claim(tmp_path, CONFIG, resume=True)
-    (tmp_path / "run.json").unlink()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "epoch_0000", "run.json"]
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0000"
 
 

@@ -109,6 +109,7 @@ def test_leading_eigenpairs_trace_and_scale(rank):
         torch.testing.assert_close(p.eigenvectors @ p.eigenvectors.T, torch.eye(kept), rtol=0, atol=1e-5)
         assert p.trace == pytest.approx(block.trace().item(), rel=1e-5), name
         assert p.residual == pytest.approx(values[kept:].sum().item(), abs=1e-5 * max(p.trace, 1e-9))
+    assert prior.scale == pytest.approx(sum(tops) / len(tops), rel=1e-5)  # Whatever is kept.
     assert estimate(model, data, 5).scale == pytest.approx(sum(tops) / len(tops), rel=1e-5)
 
 

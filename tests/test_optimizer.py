@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -165,6 +166,47 @@ def test_state_of_plain_adamw_is_taken():
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
     assert ours.steps_taken == 4
     assert torch.isfinite(run(a, ours, 3, first=4)).all()
+
+
+def test_going_back_to_a_state_before_the_first_statistics_forgets_the_later_ones():
+    def build(model):
+        config = settings(prior_strength=3.0, damping_strength=0.5, schedule="adaptive")
+        return SRFTAdamW(model.named_parameters(), total_steps=20, srft=config, prior=make_prior(model), **ADAM)
+
+    model = net()
+    optimizer = build(model)
+    start = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    expected = run(model, optimizer, 9, refresh=3)
+    run(model, optimizer, 6, first=9, refresh=3)
+    model.load_state_dict(start[0])
+    optimizer.load_state_dict(start[1])
+    assert optimizer.prior_weight == build(net()).prior_weight
+    assert torch.equal(run(model, optimizer, 9, refresh=3), expected)
+
+
+@pytest.mark.parametrize("mode", ["penalty", "proximal", "projection"])
+def test_weights_in_half_precision_take_every_kind_of_step(mode):
+    model = net(torch.bfloat16)
+    config = settings(prior_strength=3.0, mode=mode, diagonal=True)
+    optimizer = SRFTAdamW(model.named_parameters(), total_steps=5, srft=config, prior=make_prior(model, diagonal=True), **ADAM)
+    before = weights(model).clone()
+    after = run(model, optimizer, 2)
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
+def test_a_prior_that_knows_no_eigenvalue_has_no_scale():
+    model = net()
+    prior = make_prior(model, diagonal=True).truncated(0)
+    config = settings(rank=0, prior_strength=3.0, diagonal=True)
+    build = lambda prior: SRFTAdamW(model.named_parameters(), total_steps=5, srft=config, prior=prior, **ADAM)
+    with pytest.raises(ValueError, match="its scale is 0"):
+        build(dataclasses.replace(prior, scale=0.0))
+    nothing = {name: dataclasses.replace(g, diagonal=torch.zeros_like(g.diagonal), trace=0.0) for name, g in prior.groups.items()}
+    optimizer = build(dataclasses.replace(prior, scale=0.0, groups=nothing))  # Nothing is sensitive: AdamW.
+    plain = net()
+    theirs = torch.optim.AdamW(plain.parameters(), **ADAM)
+    torch.testing.assert_close(run(model, optimizer, 3), run(plain, theirs, 3))
 
 
 def test_learning_rate_schedulers_and_groups():

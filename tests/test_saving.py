@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import signal
 import time
 from pathlib import Path
 
@@ -237,6 +239,22 @@ def test_a_thread_writes_what_was_given_and_its_failure_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="state"):
         read_tensors(tmp_path / "epoch_0003" / "state", {"exp_avg.w": torch.zeros(3)})
     assert checkpoint.latest(tmp_path) == tmp_path / "epoch_0003"
+
+
+def test_a_full_disk_is_one_sentence_whoever_noticed_it(tmp_path):
+    saver = Checkpointer(tmp_path, CONFIG, Worker())
+    limit, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    large = torch.zeros(100_000)
+    for weights, tensors in (({"w": torch.zeros(1)}, {"exp_avg.w": large}), ({"w": large}, {"exp_avg.w": torch.zeros(1)})):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        try:
+            with pytest.raises(OSError, match=r"epoch_0000: the checkpoint was not written \(.*make room") as caught:
+                saver.save(Progress(epoch=0, step=1, metrics={}), weights, tensors, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+    signal.signal(signal.SIGXFSZ, ignore)
 
 
 def test_state_of_other_shapes_or_names_is_refused(tmp_path):

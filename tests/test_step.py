@@ -342,6 +342,8 @@ def test_a_run_that_cannot_be_right_is_refused(whole, tmp_path, domain, prior):
         fine_tune(changed(seed=9), domain, prior, directory=whole[0], resume=True)
     with pytest.raises(ValueError, match="rank is 8, but the prior holds 4"):
         fine_tune(changed(srft=dataclasses.replace(CONFIG.srft, rank=8)), domain, prior, directory=tmp_path)
+    with pytest.raises(ValueError, match="the prior is of weights another, tiny_rgb holds"):
+        fine_tune(CONFIG, domain, dataclasses.replace(prior, base_hash="another"), directory=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     command = tyro.cli(Command, prog="srft", description="Sensitivity-regularized fine-tuning of visual object trackers.")
     try:
         importlib.import_module(type(command).__module__).run(command)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on (srft train, retrain: with --resume)")

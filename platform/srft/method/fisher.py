@@ -282,7 +282,7 @@ def _merged(parts: Sequence[tuple[GroupPrior | KroneckerGroup, int]], rank: int,
 
 
 def mean_top(groups: Iterable[Any]) -> float:
-    """Mean over groups of the largest eigenvalue.
+    """Mean over groups of the largest eigenvalue, kept or not.
 
     Args:
         groups: with descending eigenvalues.
@@ -290,5 +290,5 @@ def mean_top(groups: Iterable[Any]) -> float:
     Returns:
         The scale of a prior; 0 without groups.
     """
-    tops = [float(g.eigenvalues[0]) if len(g.eigenvalues) else 0.0 for g in groups]
+    tops = [float(g.eigenvalues[0]) if len(g.eigenvalues) else getattr(g, "largest_left_out", 0.0) for g in groups]
     return math.fsum(tops) / len(tops) if tops else 0.0

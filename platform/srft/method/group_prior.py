@@ -186,6 +186,11 @@ class GroupPrior(BlockPrior):
         rounding = rounding_bound(self.eigenvalues, self.vector_errors)
         return ErrorBound(spectral=spectral + rounding, frobenius=math.sqrt(spectral * self.residual) + rounding)
 
+    @property
+    def largest_left_out(self) -> float:
+        """The largest eigenvalue that was estimated and not kept; 0 if all were."""
+        return self.next_eigenvalue - self.left_out
+
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> GroupPrior:
         """The same elsewhere.
 

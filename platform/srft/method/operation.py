@@ -21,7 +21,7 @@ from srft.method.sketch import Scratch, TensorRanks, chunks, histogram_of, tenso
 from srft.method.storage import from_log8, to_log8
 from srft.method.tangent import Directions, Kronecker, LowRank
 
-__all__ = ["Binding", "Operation", "Remainder", "directions_of", "prior_ranks"]
+__all__ = ["Binding", "Operation", "Remainder", "directions_of", "prior_ranks", "unranked"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -143,7 +143,19 @@ class Operation:
         assert self.remainder is not None
         s, mine = self.remainder.levels * strength, values[self.where]
         for a, b in self.ranges():
-            mine[a:b].lerp_(self.remainder.origin[a:b], _level(s / (1 + s), self.remainder.codes[a:b]))
+            mine[a:b].lerp_(self.remainder.origin[a:b], _level(s / (1 + s), self.remainder.codes[a:b]).to(mine.dtype))
+
+
+def unranked(device: torch.device) -> TensorRanks:
+    """Ranks of the transfer sensitivity before the first statistics.
+
+    Args:
+        device: of the operation.
+
+    Returns:
+        0.5 throughout.
+    """
+    return TensorRanks(0, torch.full((1,), 0.5, device=device))
 
 
 def _level(levels: Tensor, codes: Tensor) -> Tensor:
@@ -223,7 +235,10 @@ class Binding:
             used: numbers that the operations before it have in the parameter's anchor.
 
         Returns:
-            The operation; a prior that does not fit is a ValueError.
+            The operation.
+
+        Raises:
+            ValueError: the prior does not fit, or was estimated without any eigenvalue.
         """
         begin = min(max(group.start, shard.start), group.stop)
         end = max(min(group.stop, shard.start + shard.numel), begin)
@@ -237,7 +252,7 @@ class Binding:
             curvature=none,
             shrinkage=none,
             columns=slice(used, used),
-            ranks=TensorRanks(0, torch.full((1,), 0.5, device=origin.device)),
+            ranks=unranked(origin.device),
             prior_ranks=None,
             remainder=None,
         )
@@ -247,6 +262,12 @@ class Binding:
         k, settings = len(prior.eigenvalues), self.settings
         strength = prior.share * settings.prior_strength
         scale = self.prior.scale if settings.scale == "global" or not k else float(prior.eigenvalues[0])
+        if not scale:
+            if prior.diagonal is not None and bool((prior.diagonal > 0).any()):
+                raise ValueError(
+                    f"prior of {group.name}: its scale is 0, since no eigenvalue is known; estimate it with a rank of 1 or more"
+                )
+            scale = 1.0  # Nothing is sensitive.
         left_out = prior.residual / max(group.numel - k, 1)
         ridge = left_out / strength if strength > 0 else float("inf")
         if k and prior.share > 0:

@@ -30,7 +30,7 @@ from torch.optim.adamw import adamw
 from srft.config import SRFTConfig
 from srft.method.groups import groups_of
 from srft.method.kernel import AdamStep, Bucket, Damping, Tangent, average_two_steps, buckets_of
-from srft.method.operation import Binding, Operation
+from srft.method.operation import Binding, Operation, unranked
 from srft.method.prior import PriorSensitivity
 from srft.method.schedule import AdaptiveWeight, prior_weight
 from srft.method.shards import local, shard_of, shard_values
@@ -360,9 +360,9 @@ class SRFTAdamW(Optimizer):
         self.steps_taken = method_state.get("steps_taken", max(steps, default=0))
         for operations in self._term.operations.values():
             for op in operations:
-                op.total = None
+                op.total, op.ranks = None, unranked(op.curvature.device)
+        self.adaptive = AdaptiveWeight()
         if statistics := method_state.get("statistics"):
-            self.adaptive = AdaptiveWeight()
             self.set_statistics(MergedStatistics.from_bytes(statistics))
         if adaptive := method_state.get("adaptive"):
             self.adaptive = AdaptiveWeight.from_state(adaptive)
@@ -370,7 +370,7 @@ class SRFTAdamW(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a run stopped; what AdamW saved is taken too, with the anchors and ranks of the present.
+        """Continue where a run stopped; what AdamW saved is taken too, with the anchors of the present.
 
         Args:
             state_dict: from :meth:`state_dict` of this class or of ``torch.optim.AdamW``.

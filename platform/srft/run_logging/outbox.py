@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from srft.files import write_text
 from srft.run_logging.store import first_line, is_temporary, store_errors
 
 __all__ = ["Outbox"]
@@ -25,6 +26,9 @@ _AT_ONCE = 200
 class Outbox:
     """A queue and the thread that empties it. Putting something in never waits for the store."""
 
+    pause = 1.0
+    """Seconds before the first of several tries, each twice as long as the one before."""
+
     def __init__(self, kept: Path, send: Callable[[list[Entry]], None], *, together: Iterable[str]) -> None:
         """Take up what an earlier process could not send; :meth:`start` sends it.
 
@@ -38,7 +42,7 @@ class Outbox:
         """Whether the store did not answer the last time."""
         self._queue: deque[Entry] = deque(_read_lines(kept))
         self._changed = threading.Condition()
-        self._stop = False
+        self._stop = self._full = False
         self._thread = threading.Thread(target=self._work, name="run-logging", daemon=True)
 
     def __iter__(self) -> Any:
@@ -63,8 +67,7 @@ class Outbox:
         with self._changed:
             self._queue.append(entry)
             if self.away:
-                with self.kept.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+                self._write(lambda: _append(self.kept, entry))
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -93,13 +96,22 @@ class Outbox:
         self._thread.join(timeout=30.0)
 
     def _keep(self) -> None:
-        if self._queue:
-            self.kept.write_text("".join(json.dumps(entry) + "\n" for entry in self._queue))
+        lines = "".join(json.dumps(entry) + "\n" for entry in self._queue)
+        self._write(lambda: write_text(self.kept, lines) if lines else self.kept.unlink(missing_ok=True))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        # A disk that is full ends neither training nor this thread: entries are in memory.
+        try:
+            write()
+        except OSError as error:
+            if not self._full:
+                log.warning("%s: %s; entries that MLflow has not taken are kept in memory alone", self.kept, error)
+            self._full = True
         else:
-            self.kept.unlink(missing_ok=True)
+            self._full = False
 
     def _work(self) -> None:
-        errors, pause, alone = store_errors(), 1.0, 0
+        errors, pause, alone = store_errors(), self.pause, 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._stop)
@@ -124,9 +136,12 @@ class Outbox:
                     alone = len(entries)
                     continue
                 log.error("MLflow refused an entry, which is dropped: %s", first_line(error))
-            except ValueError as error:  # Of a kept entry, whose checkpoint is gone.
-                log.error("an entry cannot be logged any more and is dropped: %s", error)
-            pause, alone = 1.0, max(0, alone - 1)
+            except Exception as error:  # A kept entry, whose checkpoint is gone; a package for the store's artifacts that is missing.
+                if len(entries) > 1:
+                    alone = len(entries)
+                    continue
+                log.error("an entry cannot be logged and is dropped: %s: %s", type(error).__name__, first_line(error))
+            pause, alone = self.pause, max(0, alone - 1)
             with self._changed:
                 for _ in entries:
                     self._queue.popleft()
@@ -134,6 +149,11 @@ class Outbox:
                     self._keep()
                 self.away = False
                 self._changed.notify_all()
+
+
+def _append(path: Path, entry: Entry) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def _read_lines(path: Path) -> list[Entry]:

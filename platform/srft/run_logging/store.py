@@ -27,6 +27,8 @@ DIRECTORY = "srft.directory"
 """Tag: output directory of a study, on the machine that ran it."""
 SETTINGS, SINCE = "srft.settings", "srft.since"
 """Tags of a run whose settings changed while it trained, which params cannot: the new ones, and after how many epochs."""
+_REFUSED = (400, 405, 413, 414, 415, 422)
+"""What HTTP servers, and proxies before them, answer to what they will never take: malformed, not allowed, too large."""
 _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -228,7 +230,16 @@ def store_errors() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, requests.RequestException, SQLAlchemyError, OSError
+    return MlflowException, requests.RequestException, SQLAlchemyError, OSError, *_cloud_errors()
+
+
+def _cloud_errors() -> tuple[type[Exception], ...]:
+    # Of artifacts in a bucket, if its package is installed.
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError  # pyrefly: ignore
+    except ImportError:
+        return ()
+    return BotoCoreError, ClientError
 
 
 def is_temporary(error: Exception) -> bool:
@@ -238,8 +249,10 @@ def is_temporary(error: Exception) -> bool:
         error: one of :func:`store_errors`.
 
     Returns:
-        False if the store understood and refused.
+        False if the store understood and refused; a wrong password may be put right.
     """
+    if getattr(getattr(error, "response", None), "status_code", None) in _REFUSED:
+        return False
     refused = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
     return getattr(error, "error_code", "") not in refused and not isinstance(error, FileNotFoundError)
 

@@ -104,7 +104,7 @@ def train(
         from srft.training.step import Worker
 
         home.claim(directory, config, resume=resume)
-        with politely() as told:
+        with home.occupied(directory), politely() as told:
             worker = Worker(told=lambda: "end" if told.is_set() else "")
             try:
                 return entry(config, directory=directory, worker=worker, on_epoch=_ending(config, until, report), resume=True)
@@ -124,16 +124,17 @@ def train(
     died = 0
     while True:
         try:
-            return _train_with_ray(
-                config,
-                entry,
-                directory=directory,
-                report=once,
-                until=until,
-                cpus_per_worker=cpus_per_worker,
-                max_failures=max_failures,
-                worker_timeout=worker_timeout,
-            )
+            with home.occupied(directory):
+                return _train_with_ray(
+                    config,
+                    entry,
+                    directory=directory,
+                    report=once,
+                    until=until,
+                    cpus_per_worker=cpus_per_worker,
+                    max_failures=max_failures,
+                    worker_timeout=worker_timeout,
+                )
         except _ControllerDied as error:
             died += 1
             if died > max_failures:

@@ -196,7 +196,11 @@ class Training:
         seconds = time.perf_counter() - started
         done = optim.steps_per_epoch - first
         shares = worker.gather(self.sums)
-        metrics = {f"train/{name}": _added(shares)[name] / len(shares) / optim.steps_per_epoch for name in shares[0]}
+        sums = {name: total / len(shares) for name, total in _added(shares).items()}
+        skipped = sums.pop("skipped", 0.0)
+        metrics = {f"train/{name}": total / max(1.0, optim.steps_per_epoch - skipped) for name, total in sums.items()}
+        if optim.precision == "fp16":
+            metrics["train/skipped_steps"] = skipped
         metrics["lr"] = learning_rate(optim, self.step - 1)
         metrics["throughput/samples_per_s"] = done * optim.batch_size / seconds
         metrics["throughput/data_share"] = waited / seconds

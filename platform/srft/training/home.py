@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from srft.config import ConfigError, TrainConfig, to_flat
 from srft.files import write_json
 from srft.settings import recorded
 
-__all__ = ["claim", "config_of", "held"]
+__all__ = ["claim", "config_of", "held", "occupied"]
 
 log = logging.getLogger(__name__)
-RUN = "run.json"
+RUN, LOCK = "run.json", ".lock"
+PATIENCE = 15.0
+"""Seconds that a process which is ending may take to leave a run's directory."""
 
 
 def held(marker: Path, digest: str, *, what: str, resume: bool) -> bool:
@@ -49,21 +55,53 @@ def held(marker: Path, digest: str, *, what: str, resume: bool) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def occupied(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory; what a process holds is free when it ends, however it ends.
+
+    Args:
+        directory: of the run; made if missing.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + PATIENCE
+    with (directory / LOCK).open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ConfigError(f"{directory}: another process is training this run; wait for it, or end it and resume") from None
+                time.sleep(0.2)
+            except OSError as error:  # Not every file system has locks.
+                log.warning("%s: no lock (%s); see to it that no other process trains this run", directory, error)
+                break
+        yield
+
+
 def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
     """Make a directory the home of one run, and clear what a dead process left half-written there.
 
     Args:
         directory: of the run; made if missing.
         config: the run.
-        resume: accept a directory in which this very run was started before; any other that is taken is an error, see ``held``.
+        resume: accept a directory in which this very run was started before; any other that is taken is an error, see ``held``, and so
+            is one in which it is trained just now.
     """
     directory.mkdir(parents=True, exist_ok=True)
     marker = directory / RUN
     known = held(marker, config.digest(), what="run", resume=resume)
-    _remove_orphans(directory)
-    if not known:
-        # The name and the number of workers may change when a run goes on; the digest leaves both out.
-        write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
+    with occupied(directory):
+        _remove_orphans(directory)
+        if not known:
+            # The name and the number of workers may change when a run goes on; the digest leaves both out.
+            write_json(marker, {"digest": config.digest(), "config": to_flat(config)})
 
 
 def config_of(directory: Path) -> TrainConfig:

@@ -99,9 +99,23 @@ class Checkpointer:
             if self.worker.rank == 0:
                 checkpoint.commit(self.directory, progress, config=self.config, weights=weights, state=values)
         except BaseException as error:
-            self._error = error
+            self._error = _of_the_disk(error, self.directory / progress.name)
             if self.worker.rank == 0:
                 checkpoint.discard(self.directory, progress)
+
+
+def _of_the_disk(error: BaseException, folder: Path) -> BaseException:
+    # Writers have errors of their own for a full disk, one of them not even an Exception.
+    from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if not isinstance(error, CheckpointException | SafetensorError | RuntimeError):
+        return error
+    first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) and error.failures else error
+    why = (str(first).strip().splitlines() or [type(first).__name__])[-1]
+    found = OSError(f"{folder}: the checkpoint was not written ({why[:200]}); earlier ones are as they were: make room, and resume")
+    found.__cause__ = error
+    return found
 
 
 def _together(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from srft.method.baselines import attach, diagonals, ewc, l2_sp
 from srft.method.giving_back import GivingBack, strength_with
 from srft.method.optimizer import SRFTAdamW
 from srft.method.paradigms import RATES, add_parts, parameter_groups, select_trainable, trains_pretrained, what_trains
-from srft.method.prior import PriorSensitivity
+from srft.method.prior import PriorSensitivity, weights_hash
 from srft.method.sparsity import LocalExchange
 from srft.model.architecture import Architecture, preset_of
 from srft.model.pretrained import load_tracker
@@ -166,7 +166,7 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
 
     Raises:
         ConfigError: the weights are not of the run's preset.
-        ValueError: a run that needs a prior comes without.
+        ValueError: a run that needs a prior comes without, or with another tracker's.
     """
     _, regularized = what_trains(config.paradigm)
     torch.manual_seed(config.seed)
@@ -190,6 +190,11 @@ def build(config: TrainConfig, domain: Domain, prior: PriorSensitivity | None, w
             raise ValueError(
                 f"paradigm {config.paradigm} with srft.rank {config.srft.rank} and baseline.kind {config.baseline.kind} needs a prior, "
                 "None was given; pass one (source_prior)"
+            )
+        single = load_tracker(config.tracker.pretrained, streams=1)
+        if prior.base_hash != (identity := weights_hash(single.state_dict())):
+            raise ValueError(
+                f"the prior is of weights {prior.base_hash}, {config.tracker.pretrained} holds {identity}; estimate a prior of the latter"
             )
         carried = carry(prior.truncated(config.srft.rank), network, aux_share=config.srft.aux_share)
     giving: GivingBack | None = None

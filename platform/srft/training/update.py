@@ -117,7 +117,7 @@ class Updater:
             where: for error messages.
 
         Returns:
-            Loss parts, and the gradient's norm before clipping.
+            Loss parts, and the gradient's norm before clipping; zeros, and that one step is ``skipped``, if :meth:`apply` will skip it.
 
         Raises:
             FloatingPointError: loss or gradient is not finite. In fp16 they may be, some times in a row: :meth:`apply` skips the step.
@@ -132,7 +132,7 @@ class Updater:
         tolerated = self._overflow and self.optim.precision == "fp16" and self.scale.skipped < _SKIPS_IN_A_ROW
         if not tolerated and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(self._what_is_wrong(values, step, where))
-        return {name: v if math.isfinite(v) else 0.0 for name, v in values.items()} if self._overflow else values
+        return dict.fromkeys(values, 0.0) | {"skipped": 1.0} if self._overflow else values
 
     def apply(self, step: int) -> None:
         """Clip the gradients and let the optimizer take its step, which may change them in place.
