@@ -134,6 +134,25 @@ def test_the_command_reads_a_directory_alone(study, monkeypatch, capsys):
         read_study(study / "plots")
 
 
+@pytest.mark.parametrize("error", [FloatingPointError("loss is nan"), OSError("disk full"), ConfigError("key")])
+def test_what_a_user_can_put_right_is_one_sentence(study, monkeypatch, error):
+    def fail(command):
+        raise error
+
+    monkeypatch.setattr("srft.commands.study.run", fail)
+    monkeypatch.setattr("sys.argv", ["srft", "study", str(study)])
+    with pytest.raises(SystemExit, match=f"error: {error}"):
+        main()
+
+
+def test_a_study_without_an_epoch_has_no_page_to_compare(tmp_path, monkeypatch, capsys):
+    claim(Study(name="s", base=TrainConfig(), space=srft_space(), num_samples=2), tmp_path, resume=False)
+    (tmp_path / "mlflow.json").write_text(json.dumps({"store": "sqlite:///gone.db", "experiment_id": "1", "run_id": "0"}))
+    monkeypatch.setattr("sys.argv", ["srft", "study", str(tmp_path)])
+    main()
+    assert "compare " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("store", "why"), [("sqlite:///{}/mlflow.db", "no such database"), ("http://127.0.0.1:9", "127.0.0.1:9")])
 def test_a_study_whose_store_is_away_is_shown_without_its_page(study, monkeypatch, capsys, store, why):
     store = store.format(study)

@@ -243,6 +243,17 @@ def test_a_failed_member_is_replaced(tmp_path):
     assert [r.state for r in read_study(tmp_path).results] == ["finished"] * 4
 
 
+def test_epochs_of_a_donor_are_logged_without_the_settings_of_who_goes_on(tmp_path):
+    study = Study(name="toy", base=BASE, space=SPACE, num_samples=4, search="pbt")
+    claim(study, tmp_path, resume=False)
+    watch = Watch(study, tmp_path, None, None, read_study(tmp_path).results)
+    new = study.trial(0, {"srft.kappa": 1.5}, ((1, 2),))
+    watch.adopt(new, [])
+    for epoch in range(3):
+        watch.epoch(0, epoch, {"val/success_auc": 0.5}, replayed=epoch < 2)
+    assert [m.get("settings/srft.kappa") for m in watch.metrics[0]] == [None, None, 1.5]
+
+
 def test_what_a_donor_reached_is_not_its_successors(tmp_path):
     """Exchanged before the last epoch, whose score is lower throughout: the winner has the settings that its weights were trained with."""
     falling = lambda config, epoch: score(config, 3 - epoch)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from srft.config import ConfigError, TrainConfig
-from srft.run_logging import StudyLog, open_study, store_uri, ui_command, writing
+from srft.run_logging import StudyLog, log_pictures, open_study, store_uri, ui_command, writing
 from srft.settings import from_flat
 
 TRIALS = {i: from_flat({"name": f"toy-{i:03d}", "srft.kappa": 1.0 + i}) for i in range(3)}
@@ -281,6 +281,15 @@ def test_what_a_slow_store_has_not_taken_at_the_end_is_kept(tmp_path: Path, stor
     run = children(log)["toy-000"]
     assert (run.info.status, run.data.metrics["test/success_auc"]) == ("FINISHED", 0.7)
     assert not (tmp_path / "unsent.jsonl").exists()
+
+
+def test_pictures_alone_are_stored_whatever_else_is_in_their_folder(tmp_path: Path, store: str) -> None:
+    with open_study(tmp_path, "pictures", TRIALS, digest="d", uri=store) as log:
+        log.start_trial(0)
+    for name in ("pareto.png", "private.txt"):
+        (tmp_path / name).write_text(name)
+    log_pictures(tmp_path, [tmp_path / "pareto.png"])
+    assert [found.path for found in log.client.list_artifacts(log.run_id, "pictures")] == ["pictures/pareto.png"]
 
 
 def test_unreachable_store_is_refused_at_the_start(tmp_path: Path) -> None:
