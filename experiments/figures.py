@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 import tyro
 
 from paradigms_measures import looks, rendered
+from srft.cli import one_sentence
 from srft.config import Schedule, TrainConfig
 from srft.data.pairs import RawBatch, normalized
 from srft.data.synthetic import Split
@@ -337,7 +337,5 @@ def main(given: Figures) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence():
         main(tyro.cli(Figures, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -193,16 +193,20 @@ def cells_of(
     for m, modality in enumerate(modalities):
         common = base(modality)
         for method in methods or METHODS:
-            for s, (setting, point) in enumerate(METHODS[method].items()):
+            for s, (setting, point) in enumerate(_scaled(METHODS[method], rates).items()):
                 for z, size in enumerate(sizes):
                     for seed in range(seeds):
                         if settings and s >= settings:
                             continue
                         order = (m, z > 1, method not in FIRST, seed >= 3, z, s > 1, seed, s)
-                        scaled = point if rates == 1 else {**point, "optim.lr": point["optim.lr"] * rates}
-                        named = setting if rates == 1 else f"{setting}, rates x {rates:g}"
-                        found.append((order, _cell(common, modality, size, seed, method, named, scaled)))
+                        found.append((order, _cell(common, modality, size, seed, method, setting, point)))
     return [cell for _, cell in sorted(found, key=lambda entry: entry[0])]
+
+
+def _scaled(settings: Mapping[str, Point], rates: float) -> Mapping[str, Point]:
+    if rates == 1:
+        return settings
+    return {f"{setting}, rates x {rates:g}": {**point, "optim.lr": point["optim.lr"] * rates} for setting, point in settings.items()}
 
 
 def _cell(common: TrainConfig, modality: Modality, size: int, seed: int, method: str, setting: str, point: Point) -> Cell:

@@ -6,7 +6,6 @@ uv run experiments/paradigms_report.py outputs/paradigms --results experiments/r
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import tyro
 
 from leaderboard import table
 from paradigms_record import CELLS, LINES, Row, as_csv, cell_files, read_csv, read_rows, write_cells
+from srft.cli import one_sentence
 from srft.evaluation.plots import save_figure
 from srft.files import write_text
 from srft.search.front import pareto_front
@@ -170,9 +170,11 @@ def _cells(text: str) -> list[list[str]]:
 
 def _alike(line: list[str], earlier: Mapping[str, list[str]]) -> bool:
     # Of as many seeds, and the same to rounding: lines of the CSV have four digits.
-    then = earlier.get(line[0], [])
-    numbers = [[float(number) for number in re.findall(r"[\d.]+", " ".join(cells[2:3]))] for cells in (line, then)]
-    return line[1:2] == then[1:2] and np.shape(numbers[0]) == np.shape(numbers[1]) and np.allclose(*numbers, rtol=0, atol=0.11)
+    then = earlier.get(line[0])
+    if then is None or then[1] != line[1]:
+        return False
+    numbers = [[float(number) for number in re.findall(r"[\d.]+", cells[2])] for cells in (line, then)]
+    return len(numbers[0]) == len(numbers[1]) and np.allclose(*numbers, rtol=0, atol=0.11)
 
 
 def _mean(cells: list[Row], measure: str) -> float:
@@ -310,7 +312,5 @@ def main(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence():
         main(tyro.cli(Report, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

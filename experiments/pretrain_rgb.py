@@ -38,6 +38,8 @@ from srft.evaluation.metrics import measure
 from srft.model.losses import tracking_loss
 from srft.model.pretrained import load_tracker, save_tracker
 from srft.model.tracker import MultiModalTracker
+from srft.training.update import forward
+from srft.training.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ def main(p: Pretraining) -> None:
 
         train = tuple(s for s in render("source-train", p.sequences, p.length) if (~s.absent).sum() >= 2)
         held_out = render("source-test", p.test_sequences, 32)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = Worker().device
     network = load_tracker(p.init, preset=p.preset) if p.init else MultiModalTracker.from_preset(p.preset, streams=1)
     network = network.train().to(device)
     sampler = PairSampler(
@@ -127,9 +129,7 @@ def main(p: Pretraining) -> None:
     sums: dict[str, float] = {}
     for step, batch in enumerate(tqdm(loader, "train", disable=None)):
         template, search, boxes = (part.to(device, non_blocking=True) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=p.bf16):
-            output = network(template, search)
-        parts = tracking_loss(type(output)(*(part.float() for part in output)), boxes)
+        parts = tracking_loss(forward(network, template, search, "bf16" if p.bf16 else "fp32"), boxes)
         if not torch.isfinite(parts["loss"]):
             raise FloatingPointError(f"loss is {parts['loss'].item()} at step {step}; lower --lr (now {p.lr})")
         optimizer.zero_grad()

@@ -5,17 +5,13 @@ uv run experiments/retrain.py --model models:/srft-rgbe@champion --tracking-uri 
 """
 
 import logging
-import sys
 
 import tyro
 
+from srft.cli import one_sentence
 from srft.commands.retrain import Retrain, run
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
+    with one_sentence("the same command with --resume goes on"):
         run(tyro.cli(Retrain))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command with --resume goes on")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ import tyro
 from leaderboard import describe, say
 from paradigms import Paradigms, base_of
 from paradigms_record import CELLS, Row, cell_files, read_rows
+from srft.cli import one_sentence
 from srft.config import DataConfig, TrainConfig, to_flat
 from srft.files import environment, git_commit, write_json
 from srft.search.front import hypervolume, pareto_front
@@ -215,7 +215,5 @@ def draw(sides: dict[str, list[Tracker]], fronts: dict[str, list[int]], path: Pa
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence():
         main(tyro.cli(Comparison, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from leaderboard import Board, leaderboard, row, say, trial_row
+from srft.cli import one_sentence
 from srft.config import ConfigError, DataConfig, Modality, OptimConfig, SRFTConfig, TrainConfig, to_flat
 from srft.files import write_json, write_text
 from srft.search.record import TrialResult, best, claim, read_study
@@ -343,9 +343,5 @@ def command(modality: Modality, description: str | None) -> None:
         description: of the script, for its help.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
+    with one_sentence("the same command with --resume goes on"):
         main(tyro.cli(Sweep, description=description), modality)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command with --resume goes on")

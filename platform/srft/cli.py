@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import tyro
@@ -42,16 +44,35 @@ Command = (
 )  # fmt: skip
 
 
-def main() -> None:
-    """Entry point of the ``srft`` command; what a user can put right is one sentence and exit status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    command = tyro.cli(Command, prog="srft", description="Sensitivity-regularized fine-tuning of visual object trackers.")
+@contextlib.contextmanager
+def one_sentence(stopped: str = "") -> Iterator[None]:
+    """End a command with a sentence and exit status 1 where a user can put right what is wrong.
+
+    Args:
+        stopped: what is said after an interruption, which passes through when empty.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: one that passes through.
+    """
     try:
-        importlib.import_module(type(command).__module__).run(command)
+        yield
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on (srft train, retrain: with --resume)")
+        if not stopped:
+            raise
+        sys.exit(f"stopped; {stopped}")
+
+
+def main() -> None:
+    """Entry point of the ``srft`` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    command = tyro.cli(Command, prog="srft", description="Sensitivity-regularized fine-tuning of visual object trackers.")
+    with one_sentence("the same command goes on (srft train, retrain: with --resume)"):
+        importlib.import_module(type(command).__module__).run(command)
 
 
 if __name__ == "__main__":

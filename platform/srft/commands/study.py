@@ -104,22 +104,24 @@ def run(command: Study) -> None:
                 "trial": r.trial.index,
                 "fixed": r.trial.fixed,
                 "state": r.state,
-                "learned": None if math.isnan(points[r.trial.index][0]) else points[r.trial.index][0],
-                "kept": None if math.isnan(points[r.trial.index][1]) else points[r.trial.index][1],
+                "learned": _known(points[r.trial.index][0]),
+                "kept": _known(points[r.trial.index][1]),
                 "pareto": bool(front[r.trial.index]),
                 "settings": r.trial.point,
-                "seconds": None if math.isnan(r.seconds) else r.seconds,
-                "history": [
-                    {**e, "metrics": {name: None if math.isnan(value) else value for name, value in e["metrics"].items()}}
-                    for e in r.history
-                ],
+                "seconds": _known(r.seconds),
+                "history": [{**e, "metrics": {name: _known(value) for name, value in e["metrics"].items()}} for e in r.history],
                 "error": r.error,
             }
             for r in ranked
         ]
-        shares = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(one).items()} for one in importances]
+        shares = [{k: _known(v) for k, v in asdict(one).items()} for one in importances]
         about = {"study": name, "size": record.size, "metric": metric, "second": stability}
         write_json(command.json, {**about, "trials": trials, "importance": shares})
+
+
+def _known(value: object) -> object:
+    # JSON has no not-a-number.
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _short(value: object) -> str:

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from srft.config import FisherType
+from srft.method.group_prior import BlockPrior
 from srft.method.groups import Group, groups_of
 from srft.method.prior import ErrorBound, GroupPrior, KroneckerGroup, PriorSensitivity, load_prior, weights_hash
 from srft.method.spectrum import decompose, mean_squares
@@ -281,7 +282,7 @@ def _merged(parts: Sequence[tuple[GroupPrior | KroneckerGroup, int]], rank: int,
     )
 
 
-def mean_top(groups: Iterable[Any]) -> float:
+def mean_top(groups: Iterable[BlockPrior]) -> float:
     """Mean over groups of the largest eigenvalue, kept or not.
 
     Args:
@@ -290,5 +291,5 @@ def mean_top(groups: Iterable[Any]) -> float:
     Returns:
         The scale of a prior; 0 without groups.
     """
-    tops = [float(g.eigenvalues[0]) if len(g.eigenvalues) else getattr(g, "largest_left_out", 0.0) for g in groups]
+    tops = [float(g.eigenvalues[0]) if len(g.eigenvalues) else g.largest_left_out for g in groups]
     return math.fsum(tops) / len(tops) if tops else 0.0

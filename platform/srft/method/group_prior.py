@@ -68,6 +68,11 @@ class BlockPrior(ABC):
     """Of the tangent-space term's strength that acts on this operation; not part of the estimate, and not stored."""
 
     @property
+    def largest_left_out(self) -> float:
+        """The largest eigenvalue that was estimated and not kept; 0 if all were, or if that is not known."""
+        return 0.0
+
+    @property
     def residual(self) -> float:
         """Trace that the kept eigenpairs leave out, at least 0."""
         return max(self.trace - float(self.eigenvalues.sum()), 0.0)

@@ -67,7 +67,7 @@ class Outbox:
         with self._changed:
             self._queue.append(entry)
             if self.away:
-                self._write(lambda: _append(self.kept, entry))
+                self._write(lambda: _append(self.kept, _line(entry)))
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -96,7 +96,7 @@ class Outbox:
         self._thread.join(timeout=30.0)
 
     def _keep(self) -> None:
-        lines = "".join(json.dumps(entry) + "\n" for entry in self._queue)
+        lines = "".join(map(_line, self._queue))
         self._write(lambda: write_text(self.kept, lines) if lines else self.kept.unlink(missing_ok=True))
 
     def _write(self, write: Callable[[], object]) -> None:
@@ -122,8 +122,8 @@ class Outbox:
                 entries = list(itertools.islice(batch, 1 if alone else _AT_ONCE)) or [self._queue[0]]
             try:
                 self.send(entries)
-            except errors as error:
-                if is_temporary(error):
+            except Exception as error:  # Of the store; of a kept entry, whose checkpoint is gone; of a package that is missing.
+                if isinstance(error, errors) and is_temporary(error):
                     with self._changed:
                         if not self.away:
                             log.warning("MLflow store is away (%s); training goes on, entries wait in %s", first_line(error), self.kept)
@@ -132,11 +132,6 @@ class Outbox:
                         self._changed.wait_for(lambda: self._stop, pause)
                     pause = min(2 * pause, 15.0)
                     continue
-                if len(entries) > 1:
-                    alone = len(entries)
-                    continue
-                log.error("MLflow refused an entry, which is dropped: %s", first_line(error))
-            except Exception as error:  # A kept entry, whose checkpoint is gone; a package for the store's artifacts that is missing.
                 if len(entries) > 1:
                     alone = len(entries)
                     continue
@@ -151,9 +146,13 @@ class Outbox:
                 self._changed.notify_all()
 
 
-def _append(path: Path, entry: Entry) -> None:
+def _line(entry: Entry) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _append(path: Path, text: str) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(text)
 
 
 def _read_lines(path: Path) -> list[Entry]:

@@ -94,7 +94,6 @@ def claim(directory: Path, config: TrainConfig, *, resume: bool) -> None:
         resume: accept a directory in which this very run was started before; any other that is taken is an error, see ``held``, and so
             is one in which it is trained just now.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     marker = directory / RUN
     known = held(marker, config.digest(), what="run", resume=resume)
     with occupied(directory):

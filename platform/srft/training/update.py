@@ -6,17 +6,18 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srft.config import OptimConfig
+from srft.config import OptimConfig, Precision
 from srft.data.pairs import Batch
 from srft.method.optimizer import SRFTAdamW
 from srft.model.losses import tracking_loss
-from srft.training.worker import accumulating
+from srft.training.worker import HALF, accumulating
 
-__all__ = ["LossScale", "RunningMean", "Updater", "learning_rate"]
+__all__ = ["LossScale", "RunningMean", "Updater", "forward", "learning_rate"]
 
 _SKIPS_IN_A_ROW = 20
 
@@ -92,6 +93,23 @@ class RunningMean:
         torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.parameters.values()], weight)
 
 
+def forward(model: nn.Module, template: Tensor, search: Tensor, precision: Precision) -> Any:
+    """What the network says, computed in a precision.
+
+    Args:
+        model: the network, or its wrapper.
+        template: ``[B, C, h, w]``.
+        search: ``[B, C, H, W]``.
+        precision: of what autocast runs in fewer bits.
+
+    Returns:
+        Its output, float32.
+    """
+    with torch.autocast(template.device.type, HALF.get(precision), enabled=precision in HALF):
+        output = model(template, search)
+    return type(output)(*(part.float() for part in output)) if precision in HALF else output
+
+
 class Updater:
     """Takes one step a batch: :meth:`gradients`, then :meth:`apply`."""
 
@@ -156,14 +174,10 @@ class Updater:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         count = self.optim.accumulate
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         sums: dict[str, Tensor] = {}
         for i, (template, search, boxes) in enumerate(zip(*(tensor.chunk(count) for tensor in batch), strict=True)):
             with contextlib.nullcontext() if i + 1 == count else accumulating(self.model):
-                with torch.autocast(template.device.type, kinds.get(self.optim.precision), enabled=self.optim.precision in kinds):
-                    output = self.model(template, search)
-                output = type(output)(*(part.float() for part in output)) if self.optim.precision in kinds else output
-                parts = tracking_loss(output, boxes)
+                parts = tracking_loss(forward(self.model, template, search, self.optim.precision), boxes)
                 (parts["loss"] * (self.scale.scale / count)).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / count

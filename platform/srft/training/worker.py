@@ -23,6 +23,8 @@ __all__ = [
 ]  # fmt: skip
 
 
+HALF: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of the precisions that are not float32."""
 Notice = Literal["", "save", "end"]
 """Nothing; save now, since a node is about to go; save and end."""
 
@@ -148,8 +150,7 @@ def shard(network: nn.Module, mesh: Any, precision: Precision) -> nn.Module:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    kinds = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    policy = MixedPrecisionPolicy(param_dtype=kinds[precision], reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=HALF.get(precision), reduce_dtype=torch.float32)
     for name, child in network.named_modules():
         if name.rpartition(".")[2].isdigit() and any(part.startswith(("blocks", "fusion")) for part in name.split(".")[:-1]):
             fully_shard(child, mesh=mesh, mp_policy=policy)
